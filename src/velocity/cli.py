@@ -1,0 +1,172 @@
+"""The command line: one function a verb. Whatever is heavy is imported inside the verb."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from velocity.errors import InterruptedRun, JobError, VelocityError
+
+if TYPE_CHECKING:
+    from velocity.config.job import LoadedJob
+    from velocity.training.run_folder import RunFolder
+
+app = typer.Typer(
+    help="Turn a stock language model into a domain expert: one YAML job file, one command, on DeepSpeed.",
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+)  # fmt: skip
+
+Jobs = Annotated[list[str], typer.Argument(metavar="JOB.yaml... [key.path=value...]", help="job files, then overrides")]
+Processes = Annotated[int | None, typer.Option("--processes", help="processes on this machine; one a GPU if left out")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+@app.command()
+def run(
+    jobs: Jobs,
+    processes: Processes = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="move an older run in the output folder aside")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved job and the command, start nothing")] = False,
+) -> None:
+    """Train: run job files in order. A finished one is skipped, a stopped one goes on."""
+    for loaded in _load(jobs, processes):
+        if dry_run:
+            _print_dry(loaded)
+        else:
+            _run_one(loaded, fresh=fresh)
+
+
+@app.command()
+def check(jobs: Jobs, processes: Processes = None, as_json: AsJson = False) -> None:
+    """Say everything that can be known without loading weights: settings, data, masks."""
+    from velocity.check import check_job, print_check
+
+    for loaded in _load(jobs, processes):
+        found = check_job(_resolve(loaded), _report())
+        if as_json:
+            print(json.dumps(found.describe()))
+        else:
+            print_check(found)
+
+
+@app.command()
+def show(folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")], as_json: AsJson = False) -> None:
+    """Say what a run did."""
+    from velocity.training.show import print_summary, summarise
+
+    summary = summarise(folder)
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        print_summary(summary)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a job file, for editors."""
+    from velocity.config.job import Job
+
+    print(json.dumps(Job.model_json_schema(), indent=1))
+
+
+def _load(arguments: list[str], processes: int | None) -> list[LoadedJob]:
+    """Every job file, checked before any of them starts."""
+    from velocity.config.job import load_job
+
+    files = [argument for argument in arguments if "=" not in argument]
+    overrides = [argument for argument in arguments if "=" in argument]
+    if processes is not None:
+        overrides.append(f"launch.processes={processes}")
+    return [load_job(Path(file), overrides) for file in files]
+
+
+def _resolve(loaded: LoadedJob) -> tuple[LoadedJob, Path, dict[str, Any]]:
+    """The job without any `auto`, its model's folder, and this machine."""
+    from velocity.models.locate import locate
+    from velocity.planner.hardware import detect
+    from velocity.planner.plan import resolve
+
+    hardware = detect()
+    folder = locate(loaded.job.model)
+    return resolve(loaded, hardware, folder), folder, hardware.describe()
+
+
+def _print_dry(loaded: LoadedJob) -> None:
+    from velocity.config.resolved import render
+    from velocity.launch import local
+
+    resolved, _, _ = _resolve(loaded)
+    print(render(resolved), end="")
+    print("#", " ".join(local.render(Path(resolved.job.output), int(resolved.job.launch.processes))))
+
+
+def _run_one(loaded: LoadedJob, *, fresh: bool) -> None:
+    from velocity.launch import local
+    from velocity.training.run_folder import RunFolder
+    from velocity.training.setup import claim, is_complete, prepare_inputs
+
+    resolved, model_folder, hardware = _resolve(loaded)
+    with RunFolder(Path(resolved.job.output)).owned():
+        inputs = prepare_inputs(resolved.job, model_folder, _report())
+        if is_complete(resolved, inputs) and not fresh:
+            _say(f"{resolved.job.output} is complete: the same job with the same inputs; nothing to do")
+            return
+        folder = claim(resolved, inputs, hardware, fresh=fresh)
+        count = int(resolved.job.launch.processes)
+        _say(f"{loaded.path}: {resolved.job.task} on {count} process(es), ZeRO {resolved.job.strategy.zero}, "
+             f"{resolved.job.strategy.precision} → {folder.path}")  # fmt: skip
+        added = local.environment(count, hardware["cores"], gpus=bool(hardware["gpus"]))
+        _conclude(folder, local.run(local.render(folder.path, count), added))
+
+
+def _conclude(folder: RunFolder, exit_status: int) -> None:
+    """Nothing where the run is complete; else the error that says why not."""
+    status = folder.status()
+    if exit_status == 0 and status["state"] == "complete":
+        _say(f"done: {folder.model}")
+        return
+    if status["state"] == "interrupted":
+        raise InterruptedRun(status["why"])
+    cause = folder.cause()
+    folder.set_status("failed", cause=cause and cause["what"])
+    if cause is None:
+        raise JobError(f"the job ended with status {exit_status}, and no rank could say why", str(folder.path), "was memory short?")
+    if cause["trace"] and DEBUG:
+        print(cause["trace"], file=sys.stderr)
+    error = JobError(cause["what"], "" if "where:" in cause["what"] else f"{folder.failures}")
+    error.exit_status = cause["exit_status"]
+    raise error
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _report() -> Callable[[str], None]:
+    """Prints a changing line on a terminal, nothing into a log."""
+    if not sys.stderr.isatty():
+        return lambda text: None
+    return lambda text: print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+DEBUG = False
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line; errors of Velocity are printed without a traceback and become the exit status."""
+    global DEBUG
+    arguments = sys.argv[1:] if arguments is None else arguments
+    DEBUG = "--debug" in arguments
+    try:
+        app([argument for argument in arguments if argument != "--debug"], standalone_mode=True)
+    except VelocityError as error:
+        if DEBUG:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    sys.exit(0)

@@ -1,0 +1,1 @@
+"""What a user can set. Pure: imports neither torch nor transformers nor deepspeed."""

@@ -1,0 +1,150 @@
+"""The job: all a user can set, in one typed value. The only place where a default lives."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
+
+from velocity.config.base import Config, Mark, apply_override, read_yaml, validate
+from velocity.config.launch import LocalConfig
+from velocity.config.sections import (
+    BatchConfig,
+    CheckpointConfig,
+    DataConfig,
+    DurationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Tracker,
+    one_to_list,
+    path_to_mapping,
+)
+from velocity.config.strategy import StrategyConfig
+
+# What Velocity decides itself, and the job-file key that says it.
+DECIDED = {
+    "train_batch_size": "batch",
+    "train_micro_batch_size_per_gpu": "batch.micro",
+    "gradient_accumulation_steps": "batch",
+    "managed_gradient_accumulation": "batch",
+    "gradient_clipping": "optimizer.gradient_clipping",
+    "optimizer": "optimizer",
+    "scheduler": "optimizer.schedule",
+    "bf16": "strategy.precision",
+    "fp16": "strategy.precision",
+    "torch_autocast": "strategy.precision",
+    "zero_optimization.stage": "strategy.zero",
+}
+
+
+def _auto_to_mapping(value: Any) -> Any:
+    return {} if value == "auto" else value
+
+
+class Job(Config):
+    """A training job: continued pre-training or supervised fine-tuning of all parameters."""
+
+    task: Literal["pretrain", "sft"] = Field(description="pretrain trains on every token, sft on the assistant's turns")
+    model: Annotated[ModelConfig, BeforeValidator(path_to_mapping)]
+    output: str = Field(description="the run folder; it belongs to this job")
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: DataConfig
+    batch: BatchConfig
+    optimizer: OptimizerConfig
+    duration: DurationConfig
+    strategy: Annotated[StrategyConfig, BeforeValidator(_auto_to_mapping)] = StrategyConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: Annotated[tuple[Tracker, ...], BeforeValidator(one_to_list)] = ()
+    launch: LocalConfig = LocalConfig()
+    deepspeed: dict[str, Any] = Field({}, description="raw DeepSpeed settings, passed through")
+
+    @model_validator(mode="after")
+    def _batch_holds_rows(self) -> Self:
+        tokens, length = self.batch.tokens, self.data.sequence_length
+        if self.data.packing and tokens is not None and tokens % length:
+            near = max(tokens // length, 1) * length
+            raise ValueError(
+                f"batch.tokens={tokens} is not a multiple of data.sequence_length={length}; use {near} or {near + length}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _deepspeed_leaves_what_is_decided(self) -> Self:
+        for name, key in DECIDED.items():
+            section, _, leaf = name.partition(".")
+            value = self.deepspeed.get(section)
+            if value is not None and (not leaf or (isinstance(value, dict) and leaf in value)):
+                raise ValueError(f"deepspeed.{name} is decided by Velocity; set {key} instead")
+        return self
+
+
+@dataclass(frozen=True)
+class LoadedJob:
+    """A job and, for each dotted key, where its value came from: file and line, command line, default, planner."""
+
+    job: Job
+    origins: dict[str, str]
+    path: Path
+
+
+def load_job(path: Path, overrides: Sequence[str] = ()) -> LoadedJob:
+    """The job of a YAML file with `key.path=value` overrides; UserError with every problem's place."""
+    data, mark = read_yaml(path)
+    for text in overrides:
+        apply_override(data, mark, text)
+    job = validate(Job, data, mark)
+    return LoadedJob(job, {key: _origin(job, key, mark) for key in flatten(job.model_dump())}, path)
+
+
+def _origin(job: Job, key: str, mark: Mark) -> str:
+    node: Any = job
+    for part in key.split("."):
+        if isinstance(node, BaseModel) and part not in node.model_fields_set:
+            return "default"
+        node = getattr(node, part, None) if isinstance(node, BaseModel) else _item(node, part)
+    return mark.find([int(part) if part.isdigit() else part for part in key.split(".")]).where
+
+
+def _item(node: Any, part: str) -> Any:
+    return node[int(part)] if isinstance(node, (list, tuple)) else node.get(part)
+
+
+def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key → value of the leaves of nested mappings and sequences."""
+    if isinstance(data, dict) and data:
+        items: Any = data.items()
+    elif isinstance(data, (list, tuple)) and any(isinstance(item, dict) for item in data):
+        items = enumerate(data)
+    else:
+        return {prefix: data}
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def option_names() -> list[str]:
+    """Every dotted option of a job file, sorted; a test holds the list, so that an option is added on purpose."""
+    return sorted(set(_option_names(Job)))
+
+
+def _option_names(kind: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(kind, type) and issubclass(kind, Config):
+        for name, info in kind.model_fields.items():
+            yield from _option_names(info.annotation, f"{prefix}.{name}" if prefix else name)
+        return
+    nested = [a for a in typing.get_args(kind) if a is not Ellipsis and _holds_config(a)]
+    for member in nested:
+        yield from _option_names(member, prefix)
+    if not nested:
+        yield prefix
+
+
+def _holds_config(kind: Any) -> bool:
+    if isinstance(kind, type):
+        return issubclass(kind, Config)
+    return any(_holds_config(member) for member in typing.get_args(kind))

@@ -1,0 +1,52 @@
+"""The resolved job as a file: every value, and behind it where it came from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from velocity.config.base import read_yaml, validate
+from velocity.config.job import Job, LoadedJob, flatten
+
+# A run folder goes on where only these differ; anything else makes it another job.
+FREE = ("output", "duration", "strategy", "checkpoint", "tracking", "launch", "deepspeed", "batch.micro",
+        "data.cache", "data.processes", "data.eval_every")  # fmt: skip
+
+
+def render(loaded: LoadedJob) -> str:
+    """The job as YAML; each leaf's origin stands behind it as a comment."""
+    head = "# The resolved job. Each value's origin: the file and line, the command line, the default, or the planner.\n"
+    return head + "".join(line + "\n" for line in _lines(loaded.job.model_dump(mode="json"), loaded.origins, "", 0))
+
+
+def _lines(data: dict[str, Any], origins: dict[str, str], prefix: str, depth: int) -> list[str]:
+    lines = []
+    for name, value in data.items():
+        key, indent = f"{prefix}.{name}" if prefix else name, "  " * depth
+        label = yaml.safe_dump(name, width=float("inf")).removesuffix("\n...\n").strip()
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            lines.append(f"{indent}{label}:")
+            for i, item in enumerate(value):
+                inner = _lines(item, origins, f"{key}.{i}", depth + 2)
+                lines += [f"{indent}  - {inner[0].strip()}", *inner[1:]]
+        elif isinstance(value, dict) and value:
+            lines += [f"{indent}{label}:", *_lines(value, origins, key, depth + 1)]
+        else:
+            lines.append(f"{indent}{label}: {json.dumps(value)}  # {origins.get(key, 'default')}")
+    return lines
+
+
+def read_resolved(path: Path) -> Job:
+    """The job of a run folder's job.yaml."""
+    data, mark = read_yaml(path)
+    return validate(Job, data, mark)
+
+
+def differences(old: Job, new: Job) -> list[str]:
+    """What makes the two different jobs, a line each; empty where the one can go on from the other."""
+    before, after = (flatten(job.model_dump(mode="json")) for job in (old, new))
+    keys = [key for key in {**before, **after} if not any(key == free or key.startswith(free + ".") for free in FREE)]
+    return [f"{key}: {before.get(key)} → {after.get(key)}" for key in keys if before.get(key) != after.get(key)]

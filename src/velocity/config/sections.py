@@ -1,0 +1,139 @@
+"""The sections of a job file that every training task shares, except the strategy. Pure values with their limits."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
+
+from velocity.config.base import Config
+
+Format = Literal["text", "chat", "prompt_completion"]
+Attention = Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+
+
+def path_to_mapping(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+def one_to_list(value: Any) -> Any:
+    return [value] if isinstance(value, (str, dict)) else value
+
+
+def _one_to_named(value: Any) -> Any:
+    """One evaluation source, or a list, is the set named `eval`."""
+    if isinstance(value, (str, list)) or (isinstance(value, dict) and "path" in value):
+        return {"eval": value}
+    return value
+
+
+class ModelConfig(Config):
+    """Which model to start from."""
+
+    path: str = Field(description="a folder, another job's output folder, or a hub id")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
+    attention: Attention = Field("auto", description="auto takes variable-length attention, which isolates packed sequences")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+
+
+class SourceConfig(Config):
+    """Where records come from: files, globs, folders, any fsspec URL, or a Hugging Face dataset."""
+
+    path: str = Field(description="file, glob, folder, URL, dataset saved to disk, or a dataset's hub id")
+    format: Format | None = Field(None, description="recognised by the fields where it is left out")
+    fields: dict[str, str] = Field({}, description="the name Velocity knows: the name in the data, e.g. {text: body}")
+    weight: PositiveFloat = Field(1.0, description="how many times an epoch sees each record; 0.5: half of them")
+    split: str = Field("train", description="split of a Hugging Face dataset")
+
+
+Source = Annotated[SourceConfig, BeforeValidator(path_to_mapping)]
+Sources = Annotated[tuple[Source, ...], BeforeValidator(one_to_list), Field(min_length=1)]
+
+
+class DataConfig(Config):
+    """What to train and evaluate on, and how records become rows."""
+
+    train: Sources = Field(description="one source or a list")
+    eval: Annotated[dict[str, Sources], BeforeValidator(_one_to_named)] = Field({}, description="one, or several by name")
+    eval_every: PositiveInt | None = Field(None, description="steps between evaluations; five times a run if left out")
+    sequence_length: Annotated[int, Field(ge=8)] = Field(1024, description="tokens of a row, and at most of a sequence")
+    packing: bool = Field(True, description="several sequences a row, isolated from each other")
+    on_bad_record: Literal["error", "skip"] = Field("error", description="skipped ones go to rejected.jsonl")
+    on_long_chat: Literal["error", "cut", "skip"] = Field("error", description="what to do with a chat that is too long")
+    chat_template: str | None = Field(None, description="a Jinja file to use in place of the tokenizer's own template")
+    processes: PositiveInt | None = Field(None, description="tokenising processes; one a core if left out")
+    cache: str = Field("~/.cache/velocity", description="folder of the tokenised data, shared by all jobs")
+
+
+class BatchConfig(Config):
+    """The global batch: what one optimizer step sees, whatever the number of ranks."""
+
+    tokens: PositiveInt | None = Field(None, description="in tokens: packed rows of sequence_length, or whole sequences")
+    rows: PositiveInt | None = Field(None, description="in rows: bins, or sequences without packing")
+    micro: PositiveInt | Literal["auto"] = Field("auto", description="rows a rank computes at once")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if (self.tokens is None) == (self.rows is None):
+            raise ValueError("give the global batch once; either tokens: 131072 or rows: 64")
+        return self
+
+
+class ScheduleConfig(Config):
+    """Fields of every optimizer that say how the learning rate moves."""
+
+    learning_rate: PositiveFloat = Field(description="the peak")
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = Field("cosine", description="what follows the warmup")
+    warmup: Annotated[float, Field(ge=0)] = Field(0.03, description="steps, or a share of the run if below 1")
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="share of the run that wsd decays over")
+    final: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="last learning rate, as a share of the peak")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="on matrices; norms and biases have none")
+    gradient_clipping: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0: no clipping")
+    max_skipped: PositiveInt = Field(10, description="consecutive steps with non-finite gradients that end the run")
+
+
+class AdamWConfig(ScheduleConfig):
+    """AdamW: arXiv 1711.05101."""
+
+    kind: Literal["adamw"] = "adamw"
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    epsilon: PositiveFloat = 1e-8
+
+
+class SGDConfig(ScheduleConfig):
+    """Stochastic gradient descent; its steps show a wrong gradient scale, which AdamW hides."""
+
+    kind: Literal["sgd"] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+def _kind(value: Any) -> Any:
+    return value.get("kind", "adamw") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+OptimizerConfig = Annotated[
+    Annotated[AdamWConfig, Tag("adamw")] | Annotated[SGDConfig, Tag("sgd")],
+    Discriminator(_kind, custom_error_type="kind", custom_error_message="unknown optimizer; kind: adamw or kind: sgd"),
+]
+
+
+class DurationConfig(Config):
+    """When training ends."""
+
+    epochs: PositiveFloat | None = None
+    steps: PositiveInt | None = None
+    tokens: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Self:
+        if sum(end is not None for end in (self.epochs, self.steps, self.tokens)) != 1:
+            raise ValueError("give one end of the training; epochs: 2, or steps: 500, or tokens: 1000000")
+        return self
+
+
+class CheckpointConfig(Config):
+    """When to save what a killed run goes on from."""
+
+    every: PositiveInt = Field(200, description="steps between checkpoints")
+    keep: PositiveInt = Field(3, description="how many of the newest to keep")

@@ -1,0 +1,94 @@
+"""Counts of a data set, and the invariants of its masks, over every token. It knows no template: it reads what is stored.
+
+Asserted: a sequence fits its row; its first token is no label; where the model wants a BOS, one stands first and no
+second behind it; an assistant's turn that was not cut ends with a special token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from velocity.data.encode import EncodingRules, adds_bos
+from velocity.data.pack import best_fit
+from velocity.data.store import Block, SequenceStore
+from velocity.errors import JobError
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """What the audit needs to know of a tokenizer. `wanted_bos` is None where the model expects no BOS."""
+
+    bos: int | None
+    wanted_bos: int | None
+    eos: int | None
+    special: frozenset[int]
+
+
+def token_facts(tokenizer: Any) -> TokenFacts:
+    """The facts of a Hugging Face tokenizer."""
+    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    wanted_bos = tokenizer.bos_token_id if adds_bos(tokenizer) else None
+    return TokenFacts(tokenizer.bos_token_id, wanted_bos, tokenizer.eos_token_id, frozenset(special))
+
+
+def audit(blocks: Iterable[Block], facts: TokenFacts, rules: EncodingRules, files: list[str]) -> None:
+    """Nothing, or JobError that names the first record that breaks an invariant."""
+    for block in blocks:
+        for wrong, bad in _violations(block, facts, rules):
+            if bad.any():
+                row = int(np.argmax(bad))
+                place = f"{files[block.files[row]]}:{block.lines[row]}"
+                raise JobError(wrong, place, "this is a defect of Velocity or of the chat template; please report it")
+
+
+def _violations(block: Block, facts: TokenFacts, rules: EncodingRules) -> Iterator[tuple[str, Any]]:
+    starts = np.concatenate([[0], np.cumsum(block.lengths)[:-1]]).astype(np.int64)
+    ends = starts + block.lengths
+    yield "a sequence is longer than data.sequence_length", block.lengths > rules.sequence_length
+    yield "the first token of a sequence is trained on", block.trained[starts] != 0
+    if facts.bos is not None:
+        second = np.minimum(starts + 1, ends - 1)
+        doubled = (block.ids[starts] == facts.bos) & (block.ids[second] == facts.bos) & (second > starts)
+        yield "a sequence begins with two BOS tokens", doubled
+    if rules.train_on == "assistant" and facts.eos is not None:
+        yield "an assistant's turn does not end with a special token", _open_ended(block, facts, rules, starts, ends)
+    elif facts.wanted_bos is not None:
+        yield "a sequence does not begin with the BOS token", block.ids[starts] != facts.wanted_bos
+
+
+def _open_ended(block: Block, facts: TokenFacts, rules: EncodingRules, starts: Any, ends: Any) -> Any:
+    """For each sequence, whether a trained run ends in an ordinary token although the sequence was not cut."""
+    following = np.append(block.trained[1:], 0)
+    following[ends - 1] = 0
+    last_of_run = (block.trained == 1) & (following == 0)
+    special = np.isin(block.ids, list(facts.special))
+    open_run = np.add.reduceat((last_of_run & ~special).astype(np.int64), starts)
+    return (open_run > 0) & (block.lengths < rules.sequence_length)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a data set holds."""
+
+    sequences: int
+    tokens: int
+    trained: int
+    percentiles: dict[int, int]
+    rows: int
+    efficiency: float  # share of the rows that is not padding
+
+
+def count(stores: Iterable[SequenceStore], sequence_length: int, *, packing: bool) -> Counts:
+    """Counts of some stores together, without weights."""
+    stores = list(stores)
+    lengths = np.concatenate([np.asarray(store.lengths) for store in stores])
+    trained = sum(store.stats["trained"] for store in stores)
+    percentiles = {p: int(np.percentile(lengths, p, method="higher")) for p in (0, 10, 50, 90, 99, 100)}
+    tokens = int(lengths.sum(dtype=np.int64))
+    rows = len(best_fit(lengths, sequence_length)) if packing else len(lengths)
+    room = rows * (sequence_length if packing else int(lengths.max()))
+    return Counts(len(lengths), tokens, trained, percentiles, rows, tokens / room)

@@ -1,0 +1,58 @@
+"""What content a file has, as a hash that is computed once: a second look costs a stat."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+BLOCK = 1 << 20
+
+
+def digest(value: Any) -> str:
+    """A hash of plain values, the same on every machine and in every run."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def content_hash(path: Path, cache: Path) -> str:
+    """The hash of a file's bytes; kept in `cache` under the file's path, size and times."""
+    status = path.stat()
+    state = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    note = cache / "hashes" / f"{digest(state)}.txt"
+    if note.is_file() and len(known := note.read_text()) == 32:
+        return known
+    hasher = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            hasher.update(block)
+    write_atomically(note, hasher.hexdigest())
+    return hasher.hexdigest()
+
+
+def folder_hash(files: Iterable[Path], cache: Path) -> str:
+    """One hash over the names and contents of some files."""
+    return digest([(path.name, content_hash(path, cache)) for path in sorted(files)])
+
+
+def remote_hash(url: str) -> str:
+    """What a remote file system says of a file's content: its entity tag, or size and time."""
+    system, inner = fsspec.core.url_to_fs(url)
+    facts = system.info(inner)
+    keys = ("ETag", "etag", "md5Hash", "generation", "size", "LastModified", "mtime")
+    return digest([url, [str(facts.get(key)) for key in keys]])
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file holds `text`, whole or not at all, even after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)

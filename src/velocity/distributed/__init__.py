@@ -1,0 +1,1 @@
+"""Where the state lives: engines, ranks and the configuration of DeepSpeed."""

@@ -1,0 +1,103 @@
+"""Ranks: who we are, what all ranks agree on. The only place that reads the launcher's environment."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Our place among the processes of a job."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """True on the one rank that writes files and messages."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """Our GPU, or the processor on a machine without."""
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def from_environment() -> Ranks:
+    """As torchrun says."""
+    return Ranks(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+
+
+def prepare_deepspeed() -> None:
+    """DeepSpeed imports quietly, and compiles nothing on a processor."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import logging
+
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # Without this, init_distributed compiles an operator for 70 s, and fails where there is no ninja.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def start(ranks: Ranks) -> None:
+    """The process group of all ranks exists."""
+    prepare_deepspeed()
+    import deepspeed
+
+    if ranks.device.type == "cuda":
+        torch.cuda.set_device(ranks.device)
+    deepspeed.init_distributed("nccl" if ranks.device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
+
+
+def stop() -> None:
+    """The process group is gone."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks; the tensor itself where there is one process."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def from_first(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def wait_for_all() -> None:
+    """All ranks have come this far."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def die_with_parent() -> None:
+    """The kernel ends this process when its parent dies, so that none goes on alone (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def host() -> str:
+    """This machine's name, for messages."""
+    return socket.gethostname()

@@ -1,0 +1,82 @@
+"""DeepSpeed with ZeRO 0 to 3. It knows no objective and no data set."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from velocity.data.batch import Batch
+from velocity.distributed import comm
+from velocity.distributed.comm import Ranks
+from velocity.distributed.engine import StepStats
+from velocity.distributed.gradients import clip_or_drop
+
+TAG = "engine"
+
+
+class DeepSpeedEngine:
+    """A scorer under deepspeed.initialize."""
+
+    def __init__(
+        self, scorer: nn.Module, optimizer: torch.optim.Optimizer, config: Mapping[str, Any], ranks: Ranks, clipping: float
+    ) -> None:
+        comm.prepare_deepspeed()
+        import deepspeed
+
+        with warnings.catch_warnings(action="ignore"):
+            self.engine: Any = deepspeed.initialize(model=scorer, optimizer=optimizer, config=dict(config))[0]
+        self.ranks, self.optimizer = ranks, optimizer
+        self.stage: int = config["zero_optimization"]["stage"]
+        self._stats = StepStats(0.0, skipped=False)
+        if self.stage == 0:
+            # Stage 0 reduces the gradients inside its step and tells no norm: we look between the two.
+            optimizer.register_step_pre_hook(lambda *_: self._before_step(clipping))
+
+    def _before_step(self, clipping: float) -> None:
+        self._stats = clip_or_drop(self.engine.module.parameters(), clipping)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        tensors = (batch.input_ids_BS, batch.position_ids_BS, batch.labels_BS)
+        logps_BS: Tensor = self.engine(*(tensor.to(self.ranks.device) for tensor in tensors), batch.lengths_B)
+        return logps_BS
+
+    def train(self, mode: bool) -> None:
+        self.engine.train(mode)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        # DeepSpeed averages over data-parallel ranks, and the loss is already divided by the global units: undo it.
+        self.engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> StepStats:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.engine.step()
+        if self.stage == 0:
+            return self._stats
+        norm = self.engine.get_global_grad_norm()
+        return StepStats(float(norm), skipped=not self.engine.was_step_applied())
+
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        return comm.sum_over_ranks(value.to(self.ranks.device))
+
+    def save(self, folder: Path) -> None:
+        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        # DeepSpeed's files are pickles: they are read from our own run folder only, never from a model folder.
+        self.engine.load_checkpoint(str(folder), tag=TAG)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        import deepspeed
+
+        whole: dict[str, Tensor] = {}
+        for name, parameter in self.engine.module.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if self.ranks.first:
+                    whole[name.removeprefix("model.")] = parameter.detach().cpu().clone()
+        return whole

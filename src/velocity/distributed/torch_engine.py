@@ -1,0 +1,56 @@
+"""One process, plain PyTorch: the reference that every other engine is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from velocity.data.batch import Batch
+from velocity.distributed.engine import StepStats
+from velocity.distributed.gradients import clip_or_drop
+
+
+class TorchEngine:
+    """A scorer and a PyTorch optimizer, in fp32."""
+
+    def __init__(self, scorer: nn.Module, optimizer: torch.optim.Optimizer, clipping: float) -> None:
+        self.scorer, self.optimizer, self.clipping = scorer, optimizer, clipping
+
+    def __call__(self, batch: Batch) -> Tensor:
+        logps_BS: Tensor = self.scorer(batch.input_ids_BS, batch.position_ids_BS, batch.labels_BS, batch.lengths_B)
+        return logps_BS
+
+    def train(self, mode: bool) -> None:
+        self.scorer.train(mode)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, learning_rate: float) -> StepStats:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        stats = clip_or_drop(self.scorer.parameters(), self.clipping)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return stats
+
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        return value
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(dict(self.weights()), folder / "weights.safetensors")
+        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+
+    def load(self, folder: Path) -> None:
+        for name, value in load_file(folder / "weights.safetensors").items():
+            self.scorer.get_parameter(f"model.{name}").data.copy_(value)
+        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+
+    def weights(self) -> Mapping[str, Tensor]:
+        named = self.scorer.named_parameters()
+        return {name.removeprefix("model."): value.detach().cpu().clone() for name, value in named}

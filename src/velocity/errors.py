@@ -1,0 +1,49 @@
+"""What Velocity says when something is wrong: what, where, what to do. It knows no other module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, in at most three lines: what, where (file, line, field), what to do."""
+
+    what: str
+    where: str = ""
+    fix: str = ""
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.fix:
+            lines.append(f"  fix:   {self.fix}")
+        return "\n".join(lines)
+
+
+class VelocityError(Exception):
+    """An error that is shown to the user without a traceback; `exit_status` becomes the command's."""
+
+    exit_status = 1
+
+    def __init__(self, what: str | Sequence[Problem], where: str = "", fix: str = "") -> None:
+        self.problems = (Problem(what, where, fix),) if isinstance(what, str) else tuple(what)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class UserError(VelocityError):
+    """The user's input is wrong (job file, data, arguments): nothing was started. Exit status 2."""
+
+    exit_status = 2
+
+
+class JobError(VelocityError):
+    """The job was started and failed. Exit status 1."""
+
+
+class InterruptedRun(VelocityError):
+    """The run was stopped and can be resumed. Exit status 75 (EX_TEMPFAIL of sysexits.h)."""
+
+    exit_status = 75

@@ -1,0 +1,1 @@
+"""Where a job runs. Pure: imports neither torch nor transformers nor deepspeed."""

@@ -1,0 +1,41 @@
+"""This machine: one agent process that starts a worker a rank and is watched until it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def render(run_folder: Path, processes: int) -> list[str]:
+    """The command that is started."""
+    return [sys.executable, "-m", "velocity.distributed.node", str(processes), "velocity.training.run", str(run_folder)]
+
+
+def environment(processes: int, cores: int, *, gpus: bool) -> dict[str, str]:
+    """What the command's environment has besides our own: the cores are shared out, nothing warns twice."""
+    added = {
+        "OMP_NUM_THREADS": str(max(1, cores // processes)),
+        "TOKENIZERS_PARALLELISM": "false",
+        # DeepSpeed looks for ninja on the path, which lies beside the interpreter also where no environment is active
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    return added if gpus else {**added, "DS_ACCELERATOR": "cpu"}
+
+
+def run(command: list[str], added: Mapping[str, str]) -> int:
+    """Start the command and wait for it; a signal that asks us to stop is passed on. Return its exit status."""
+    process = subprocess.Popen(command, env={**os.environ, **added})
+
+    def pass_on(number: int, _: object) -> None:
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Models from a folder or hub, as scorers of tokens."""

@@ -1,0 +1,72 @@
+"""Attention within each sequence of a packed row, without a mask. Shape letters: H heads, T tokens of all rows, D head size.
+
+On a GPU in 16 bit it is PyTorch's variable-length FlashAttention; elsewhere each sequence is a call of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+NAME = "velocity_varlen"
+UNSUPPORTED = {"softcap": "softens attention scores", "s_aux": "has attention sinks"}
+
+
+def varlen_attention(
+    module: nn.Module,
+    query_1HTD: Tensor,
+    key_1HTD: Tensor,
+    value_1HTD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int = 0,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each sequence; `cu_seq_lens_q` holds the cumulated lengths, as for FlashAttention."""
+    for name, what in UNSUPPORTED.items():
+        if others.get(name) is not None:
+            raise ValueError(f"{type(module).__name__} {what}; set model.attention: eager")
+    if cu_seq_lens_q is None:
+        raise ValueError("variable-length attention needs the sequences' lengths (cu_seq_lens_q)")
+    if query_1HTD.is_cuda and query_1HTD.dtype in (torch.bfloat16, torch.float16):
+        window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
+        return _fused(query_1HTD, key_1HTD, value_1HTD, cu_seq_lens_q, max_length_q, window, scaling), None
+    lengths = cu_seq_lens_q.diff().tolist()
+    parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query_1HTD, key_1HTD, value_1HTD)), strict=True)
+    outputs = [_one(query, key, value, scaling, sliding_window) for query, key, value in parts]
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, window: tuple[int, int], scale: float | None
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    gqa = query.shape[1] != key.shape[1]
+    output_THD = varlen_attn(*rows, bounds, bounds, longest, longest, scale=scale, window_size=window, enable_gqa=gqa)
+    return output_THD[None]
+
+
+def _one(query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
+    length, gqa = query.shape[2], query.shape[1] != key.shape[1]
+    if window is None or length <= window:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=gqa)
+    place = torch.arange(length, device=query.device)
+    distance = place[:, None] - place[None, :]
+    mask = (distance >= 0) & (distance < window)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=gqa)
+
+
+def register() -> None:
+    """transformers knows `velocity_varlen` as an attention implementation that needs no mask."""
+    AttentionInterface.register(NAME, varlen_attention)
+    AttentionMaskInterface.register(NAME, lambda *arguments, **named: None)

@@ -1,0 +1,81 @@
+"""The tuned model as a plain Hugging Face folder. It knows no engine: it is given whole weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from velocity.errors import JobError
+
+
+def save_model(model: nn.Module, weights: Mapping[str, Tensor], tokenizer: Any, folder: Path, card: str) -> None:
+    """`folder` holds model, tokenizer, generation config and card; it appears whole or not at all."""
+    empty = [name for name, tensor in weights.items() if not tensor.numel()]
+    if empty:
+        raise JobError(f"the tensor {empty[0]} came back empty", str(folder), "this is a defect of Velocity; report it")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    hf: Any = model
+    hf.generation_config = generation_config(hf, tokenizer)
+    hf.save_pretrained(str(temporary), state_dict=dict(weights))
+    tokenizer.save_pretrained(str(temporary))
+    (temporary / "README.md").write_text(card, encoding="utf-8")
+    for file in temporary.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+
+
+def generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
+    """The model's own, with the token that ends an assistant's turn among its stop tokens: it was trained to stop there."""
+    config: GenerationConfig = model.generation_config or GenerationConfig()
+    ends = set(_as_list(config.eos_token_id)) | set(_as_list(tokenizer.eos_token_id)) | set(turn_ends(tokenizer))
+    config.eos_token_id = sorted(ends) if len(ends) > 1 else next(iter(ends), None)
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    return config
+
+
+def turn_ends(tokenizer: Any) -> list[int]:
+    """The special token that the chat template puts behind an assistant's turn; empty without a template."""
+    if tokenizer.chat_template is None:
+        return []
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    ids = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids) | {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return [token for token in ids if token in special][-1:]
+
+
+def _as_list(value: int | Sequence[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, int) else list(value)
+
+
+def model_card(facts: Mapping[str, Any]) -> str:
+    """A short README: what it was trained from and on, and what was measured."""
+    sources = "\n".join(
+        f"- {source['path']}: {source['records']:,} records, {source['tokens']:,} tokens, {source['trained']:,} trained on"
+        for source in facts["sources"]
+    )
+    rows = "\n".join(
+        f"| {name} | {before['perplexity']:.2f} | {after['perplexity']:.2f} |"
+        for name, (before, after) in facts["evaluations"].items()
+    )
+    table = f"| held-out text | perplexity before | after |\n|---|---|---|\n{rows}\n" if rows else "None was asked for.\n"
+    return (
+        f"---\nbase_model: {facts['base']}\nlibrary_name: transformers\ntags: [velocity]\n---\n"
+        f"# {facts['name']}\n\nTuned by Velocity {facts['version']}: task {facts['task']}, all parameters, "
+        f"{facts['steps']} steps, {facts['tokens']:,} tokens, from `{facts['base']}`.\n\n"
+        f"## Trained on\n{sources}\n\n## Evaluation\n{table}\n"
+        f"## Settings\n```json\n{json.dumps(facts['settings'], indent=1)}\n```\n"
+    )

@@ -1,0 +1,106 @@
+"""A causal model that gives log-probabilities of labels, never logits. It knows no objective and no engine.
+
+Shape letters: B rows, S tokens of a row, T tokens of all rows without padding, N labels, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from velocity.data.batch import IGNORED
+
+CHUNK_BYTES = 1 << 28  # of fp32 logits that exist at once
+
+
+@dataclass(frozen=True)
+class HeadRules:
+    """What some architectures do to logits behind the head: scale (Granite, Cohere), then soften (Gemma 2)."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+def head_rules(config: Any) -> HeadRules:
+    """Read from a model's configuration."""
+    scale = getattr(config, "logit_scale", None) or 1.0
+    if divisor := getattr(config, "logits_scaling", None):
+        scale /= divisor
+    return HeadRules(scale, getattr(config, "final_logit_softcapping", None))
+
+
+class CausalScorer(nn.Module):
+    """Wraps a Hugging Face causal model: all rows are laid end to end, so padding is never computed."""
+
+    def __init__(self, model: nn.Module, max_tokens: int) -> None:
+        """`max_tokens` bounds the tokens of a micro-batch; it fixes the number of chunks of the head.
+
+        Under ZeRO 3 each chunk gathers the head, so the number must be the same on every rank whatever its tokens.
+        """
+        super().__init__()
+        self.model = model
+        config: Any = model.config
+        text_config = config.get_text_config()
+        self.rules = head_rules(text_config)
+        chunk_tokens = max(128, CHUNK_BYTES // (4 * text_config.vocab_size))
+        self.chunks = max(1, math.ceil(max_tokens / chunk_tokens))
+
+    def forward(
+        self, input_ids_BS: Tensor, position_ids_BS: Tensor, labels_BS: Tensor, lengths_B: tuple[tuple[int, ...], ...]
+    ) -> Tensor:
+        """logps_BS in fp32: the log-probability of each label, 0 where there is none."""
+        real_BS = _real(labels_BS, lengths_B)
+        hidden_TD = self._hidden(input_ids_BS[real_BS], position_ids_BS[real_BS], lengths_B)
+        labels_T = labels_BS[real_BS]
+        trained_T = labels_T != IGNORED
+        logps_N = self._score(hidden_TD[trained_T], labels_T[trained_T])
+        logps_BS = torch.zeros(labels_BS.shape, dtype=torch.float32, device=labels_BS.device)
+        return logps_BS.masked_scatter(labels_BS != IGNORED, logps_N)
+
+    def _hidden(self, ids_T: Tensor, positions_T: Tensor, lengths_B: tuple[tuple[int, ...], ...]) -> Tensor:
+        lengths = [length for row in lengths_B for length in row]
+        bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=ids_T.device)
+        longest = max(lengths)
+        model: Any = self.model
+        output = model.base_model(
+            input_ids=ids_T[None],
+            position_ids=positions_T[None],
+            use_cache=False,  # with a cache, transformers no longer isolates by position ids
+            cu_seq_lens_q=bounds,
+            cu_seq_lens_k=bounds,
+            max_length_q=longest,
+            max_length_k=longest,
+        )
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def _score(self, hidden_ND: Tensor, labels_N: Tensor) -> Tensor:
+        """logps_N, a chunk of the head at a time; a chunk's logits are computed again in backward.
+
+        Those of the last chunk are kept: backward begins with them, so they never live beside another chunk's.
+        """
+        parts = list(zip(hidden_ND.tensor_split(self.chunks), labels_N.tensor_split(self.chunks), strict=True))
+        logps = [checkpoint(self._logps, hidden, labels, use_reentrant=False) for hidden, labels in parts[:-1]]
+        return torch.cat([*logps, self._logps(*parts[-1])])
+
+    def _logps(self, hidden_ND: Tensor, labels_N: Tensor) -> Tensor:
+        model: Any = self.model
+        logits_NV = model.get_output_embeddings()(hidden_ND).float()
+        if self.rules.scale != 1.0:
+            logits_NV = logits_NV * self.rules.scale
+        if self.rules.softcap is not None:
+            logits_NV = self.rules.softcap * torch.tanh(logits_NV / self.rules.softcap)
+        return -F.cross_entropy(logits_NV, labels_N, reduction="none")
+
+
+def _real(like_BS: Tensor, lengths_B: tuple[tuple[int, ...], ...]) -> Tensor:
+    """True where a row holds a token, False where it is padding."""
+    sums_B = torch.tensor([sum(row) for row in lengths_B], device=like_BS.device)
+    return torch.arange(like_BS.shape[1], device=like_BS.device)[None, :] < sums_B[:, None]

@@ -1,0 +1,19 @@
+"""Next-token prediction: the negative log-likelihood of the trained tokens. Shape letters: B rows, S tokens."""
+
+from __future__ import annotations
+
+from velocity.data.batch import Batch
+from velocity.objectives.objective import LossOutput, Policy
+
+
+class CausalLM:
+    """Maximum likelihood, a token a unit; for pre-training and for supervised fine-tuning alike."""
+
+    def units(self, batch: Batch) -> int:
+        """Trained tokens."""
+        return batch.trained
+
+    def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
+        """The sum of -log p over the trained tokens, in nats."""
+        logps_BS = policy(batch)
+        return LossOutput(total=-logps_BS.sum())

@@ -1,0 +1,1 @@
+"""Which strategy fits the machine, and why. Pure: imports neither torch nor transformers nor deepspeed."""

@@ -1,0 +1,140 @@
+"""Every `auto` of a job becomes a value, with the reason. It reads config.json and file sizes, never weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from velocity.config.job import Job, LoadedJob
+from velocity.config.strategy import StrategyConfig
+from velocity.planner.hardware import GIB, Hardware
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Zero = Literal[0, 1, 2, 3]
+
+USABLE = 0.8  # of a device's memory: the rest is the runtime's, and fragmentation
+CPU_MICRO_TOKENS = 4096  # two cores are busy with 1,024 tokens at once; more only takes memory
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What a plan needs to know of a model: parameters, layers, hidden width."""
+
+    parameters: int
+    layers: int
+    hidden: int
+
+
+def model_size(folder: Path) -> ModelSize | None:
+    """Read from config.json and the weights' file sizes; None where the folder has neither (a hub id not fetched)."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file() or not files:
+        return None
+    config = json.loads((folder / "config.json").read_text())
+    config = config.get("text_config", config)
+    stored = 4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2
+    parameters = sum(file.stat().st_size for file in files) // stored
+    return ModelSize(parameters, config.get("num_hidden_layers", 1), config.get("hidden_size", 1))
+
+
+def resolve(loaded: LoadedJob, hardware: Hardware, model_folder: Path) -> LoadedJob:
+    """The job without any `auto`; the origin of what was chosen reads `planner: reason`."""
+    job = loaded.job
+    size = model_size(model_folder)
+    processes, why_processes = _processes(job, hardware)
+    precision, why_precision = _precision(job, hardware)
+    zero, why_zero = _zero(job, hardware, processes, precision, size)
+    recompute, micro, why_micro = _micro(job, hardware, processes, precision, size, zero)
+    choices = {
+        "launch.processes": why_processes,
+        "strategy.precision": why_precision,
+        "strategy.zero": why_zero,
+        "strategy.recompute": why_micro,
+        "batch.micro": why_micro,
+    }
+    strategy = StrategyConfig(zero=zero, precision=precision, recompute=cast(Any, recompute))
+    update = {
+        "strategy": strategy,
+        "batch": job.batch.model_copy(update={"micro": micro}),
+        "launch": job.launch.model_copy(update={"processes": processes}),
+    }
+    origins = {**loaded.origins, **{key: f"planner: {why}" for key, why in choices.items() if why}}
+    return LoadedJob(job.model_copy(update=update), origins, loaded.path)
+
+
+def _processes(job: Job, hardware: Hardware) -> tuple[int, str]:
+    if job.launch.processes != "auto":
+        return job.launch.processes, ""
+    if hardware.gpus:
+        return len(hardware.gpus), "one a GPU"
+    return 1, "one process uses all cores of a machine without a GPU"
+
+
+def _precision(job: Job, hardware: Hardware) -> tuple[Precision, str]:
+    if job.strategy.precision != "auto":
+        return job.strategy.precision, ""
+    if hardware.bf16:
+        return "bf16", "the hardware multiplies in bf16; master weights stay in fp32"
+    if hardware.gpus:
+        return "fp16", "the GPU has no bf16; master weights stay in fp32"
+    return "fp32", "the processor has no bf16"
+
+
+def _device_bytes(hardware: Hardware, processes: int) -> float:
+    if hardware.gpus:
+        return hardware.gpus[0][1] * GIB * USABLE
+    return hardware.memory_gib * GIB * USABLE / processes
+
+
+def state_bytes(parameters: int, precision: Precision, zero: Zero, processes: int) -> float:
+    """Bytes a rank holds of weights, gradients and AdamW's state: arXiv 1910.02054, section 3.1."""
+    weights = gradients = 4 if precision == "fp32" else 2
+    optimizer = 8 if precision == "fp32" else 12
+    return parameters * (
+        weights / (processes if zero >= 3 else 1)
+        + gradients / (processes if zero >= 2 else 1)
+        + optimizer / (processes if zero >= 1 else 1)
+    )
+
+
+def _zero(
+    job: Job, hardware: Hardware, processes: int, precision: Precision, size: ModelSize | None
+) -> tuple[Zero, str]:
+    if job.strategy.zero != "auto":
+        return job.strategy.zero, ""
+    lowest: Zero = 0 if precision == "fp32" else 1
+    if processes == 1 or size is None:
+        return lowest if processes == 1 else 2, "one process" if processes == 1 else "the model's size is not known yet"
+    budget = _device_bytes(hardware, processes) / 2  # the other half is for activations
+    for zero in (1, 2, 3):
+        need = state_bytes(size.parameters, precision, cast(Zero, zero), processes)
+        if need <= budget or zero == 3:
+            return cast(Zero, zero), f"{need / GIB:.1f} GiB of model state a rank, of {budget / GIB:.1f} GiB for it"
+    raise AssertionError("stage 3 always returns")
+
+
+def _micro(
+    job: Job, hardware: Hardware, processes: int, precision: Precision, size: ModelSize | None, zero: Zero
+) -> tuple[str, int, str]:
+    """Recomputation and rows a micro-batch: the most rows whose activations fit beside the model's state."""
+    rows = job.batch.rows or max(1, (job.batch.tokens or 0) // job.data.sequence_length)
+    most = max(1, rows // processes)
+    if not hardware.gpus:
+        most = min(most, max(1, CPU_MICRO_TOKENS // job.data.sequence_length))
+    recompute = job.strategy.recompute
+    if size is None:
+        micro = 1 if job.batch.micro == "auto" else job.batch.micro
+        return "layers" if recompute == "auto" else recompute, micro, "the model's size is not known yet"
+    free = _device_bytes(hardware, processes) - state_bytes(size.parameters, precision, zero, processes)
+    # 34 bytes a token, layer and hidden unit in 16 bit, without attention's square: arXiv 2205.05198, equation 2
+    token_bytes = size.layers * size.hidden * 34 * (2 if precision == "fp32" else 1)
+    row_bytes = token_bytes * job.data.sequence_length
+    if recompute == "auto":
+        recompute = "none" if free >= row_bytes else "layers"
+    if recompute == "layers":
+        row_bytes = row_bytes / 17 + row_bytes / size.layers  # a layer's input is kept, one layer lives whole
+    micro = min(most, max(1, int(free // row_bytes))) if job.batch.micro == "auto" else job.batch.micro
+    why = f"{row_bytes / GIB:.2f} GiB of activations a row, {max(free, 0) / GIB:.1f} GiB free beside the model's state"
+    return recompute, micro, why

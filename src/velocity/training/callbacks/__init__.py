@@ -1,0 +1,1 @@
+"""What a run tells, and to whom. Callbacks live on rank 0."""

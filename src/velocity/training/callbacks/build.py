@@ -1,0 +1,37 @@
+"""The callbacks of a job: the only place that matches on a tracker's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from velocity.errors import UserError
+from velocity.training.callbacks.callback import Callback
+from velocity.training.callbacks.jsonl import JsonlMetrics
+from velocity.training.callbacks.progress import ProgressReport
+
+
+def build_callbacks(folder: Path, job: Mapping[str, Any], total: int, done: int) -> list[Callback]:
+    """metrics.jsonl and the progress report, and what `tracking` names."""
+    always: list[Callback] = [JsonlMetrics(folder / "metrics.jsonl"), ProgressReport(folder.name, total, done)]
+    return always + [_tracker(name, folder, job) for name in job["tracking"]]
+
+
+def _tracker(name: str, folder: Path, job: Mapping[str, Any]) -> Callback:
+    try:
+        match name:
+            case "tensorboard":
+                from velocity.training.callbacks.tensorboard import TensorBoard
+
+                return TensorBoard(folder)
+            case "wandb":
+                from velocity.training.callbacks.wandb import WandB
+
+                return WandB(folder, job)
+            case _:
+                from velocity.training.callbacks.mlflow import MLflow
+
+                return MLflow(folder, job)
+    except ImportError as error:
+        raise UserError(f"tracking: {name} is not installed ({error.name})", "tracking", "pip install 'ProfoundVelocity[tracking]'") from None

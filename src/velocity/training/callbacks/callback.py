@@ -1,0 +1,19 @@
+"""The contract of a callback: it hears of steps and evaluations, and never changes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+
+class Callback(Protocol):
+    """Something that a run's numbers are told to."""
+
+    def on_step(self, line: Mapping[str, float]) -> None:
+        """A step is done; `line` holds the fields of metrics.jsonl."""
+
+    def on_eval(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        """The evaluation sets were scored after `step`: loss (nats a token), perplexity, tokens of each."""
+
+    def close(self) -> None:
+        """The run has ended, well or not."""

@@ -1,0 +1,27 @@
+"""metrics.jsonl: one line a step, whole lines only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class JsonlMetrics:
+    """Appends to the run folder's metrics.jsonl."""
+
+    def __init__(self, path: Path) -> None:
+        self.stream = path.open("a", encoding="utf-8")
+
+    def on_step(self, line: Mapping[str, float]) -> None:
+        self._write(line)
+
+    def on_eval(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        self._write({"step": step, "eval": results})
+
+    def _write(self, line: Mapping[str, object]) -> None:
+        self.stream.write(json.dumps(line) + "\n")
+        self.stream.flush()
+
+    def close(self) -> None:
+        self.stream.close()

@@ -1,0 +1,27 @@
+"""MLflow. Where it logs to and with which credentials comes from its own environment, never from a job file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+
+
+class MLflow:
+    """One MLflow run an attempt, named after the run folder."""
+
+    def __init__(self, folder: Path, job: Mapping[str, Any]) -> None:
+        self.run = mlflow.start_run(run_name=folder.name)
+        mlflow.log_dict(dict(job), "job.json")
+
+    def on_step(self, line: Mapping[str, float]) -> None:
+        mlflow.log_metrics({f"train/{name}": value for name, value in line.items() if name != "step"}, int(line["step"]))
+
+    def on_eval(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        for name, result in results.items():
+            mlflow.log_metrics({f"eval/{name}/{key}": value for key, value in result.items()}, step)
+
+    def close(self) -> None:
+        mlflow.end_run()

@@ -1,0 +1,28 @@
+"""TensorBoard event files below the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class TensorBoard:
+    """Scalars of each step and evaluation."""
+
+    def __init__(self, folder: Path) -> None:
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def on_step(self, line: Mapping[str, float]) -> None:
+        for name, value in line.items():
+            if name != "step":
+                self.writer.add_scalar(f"train/{name}", value, int(line["step"]))
+
+    def on_eval(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        for name, result in results.items():
+            self.writer.add_scalar(f"eval/{name}/loss", result["loss"], step)
+            self.writer.add_scalar(f"eval/{name}/perplexity", result["perplexity"], step)
+
+    def close(self) -> None:
+        self.writer.close()

@@ -1,0 +1,24 @@
+"""What a step is reported as: rates, memory, and the share of a GPU's arithmetic that was used."""
+
+from __future__ import annotations
+
+import resource
+
+import torch
+
+GIB = 1024**3
+# Dense 16-bit matrix rates in FLOP/s, from the vendor's data sheets.
+PEAK_FLOPS = {"B200": 2.25e15, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10G": 70e12, "L4": 121e12}
+
+
+def memory_gib(device: torch.device) -> float:
+    """The highest memory so far: of the GPU, or resident on a machine without."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+
+def model_flops_utilisation(parameters: int, tokens_per_second: float, gpu: str, gpus: int) -> float | None:
+    """6 x parameters FLOP a token (arXiv 2204.02311, appendix B, without attention) over the peak; None if unknown."""
+    peak = next((rate for name, rate in PEAK_FLOPS.items() if name in gpu), None)
+    return None if peak is None else 6 * parameters * tokens_per_second / (peak * gpus)

@@ -1,0 +1,194 @@
+"""One rank of a training job: builds every part once from the run folder, trains, and leaves the tuned model.
+
+`python -m velocity.training.run RUN_FOLDER` under torchrun.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from velocity import __version__
+from velocity.config.job import Job
+from velocity.config.resolved import read_resolved
+from velocity.data.loader import Corpus, Share, TrainLoader, eval_rows, split
+from velocity.data.store import SequenceStore
+from velocity.data.tokenizer import load_tokenizer
+from velocity.distributed import comm
+from velocity.distributed.comm import Ranks
+from velocity.distributed.deepspeed_engine import DeepSpeedEngine
+from velocity.errors import InterruptedRun, VelocityError
+from velocity.models.export import model_card, save_model
+from velocity.models.load import load_model
+from velocity.models.probe import check_isolation
+from velocity.models.scorer import CausalScorer
+from velocity.objectives.build import build_objective
+from velocity.training.callbacks.build import build_callbacks
+from velocity.training.callbacks.callback import Callback
+from velocity.training.checkpoint import Checkpoints
+from velocity.training.evaluate import EvalSets
+from velocity.training.metrics import memory_gib, model_flops_utilisation
+from velocity.training.optimizer import build_optimizer
+from velocity.training.run_folder import RunFolder
+from velocity.training.trainer import Parts, Plan, Trainer
+
+
+def train(run: RunFolder, ranks: Ranks) -> None:
+    """The job of a run folder is done: metrics, checkpoints and model/ are there."""
+    job = read_resolved(run.job)
+    environment = json.loads(run.environment.read_text())
+    share = Share(ranks.rank, ranks.world_size, _micro(job))
+    loader = TrainLoader(_corpus(environment["data"]["train"], [source.weight for source in job.data.train]), job, share)
+    engine = build_engine(job, Path(environment["model_folder"]), json.loads(run.deepspeed.read_text()), ranks)
+    vocabulary = engine.engine.module.model.config.get_text_config().vocab_size
+    if job.data.packing:
+        check_isolation(engine, vocabulary)
+    checkpoints = Checkpoints(run.checkpoints, job.checkpoint.keep, first=ranks.first)
+    state = checkpoints.resume(engine)
+    total = total_steps(job, loader)
+    if ranks.first:
+        run.rewind(state.step)
+    callbacks = build_callbacks(run.path, job.model_dump(mode="json"), total, state.step) if ranks.first else []
+    parts = Parts(
+        engine=engine,
+        objective=build_objective(job),
+        micro_batches=loader.micro_batches,
+        eval_sets=_eval_sets(job, environment["data"]["eval"], share),
+        checkpoints=checkpoints,
+        callbacks=callbacks,
+        optimizer=job.optimizer,
+        stopping=_stop_flag(),
+        seed=lambda step: _seed(job.seed, step, ranks.rank),
+        measure=_measure(engine, environment["hardware"], ranks),
+    )
+    every = job.data.eval_every or max(1, math.ceil(total / 5))
+    try:
+        Trainer(parts, Plan(total, every, job.checkpoint.every), state).run()
+    finally:
+        _close(callbacks)
+    _export(run, job, engine, environment, ranks)
+
+
+def build_engine(job: Job, model_folder: Path, config: dict[str, Any], ranks: Ranks) -> DeepSpeedEngine:
+    """The model of a folder under DeepSpeed; under ZeRO 3 it is partitioned while it loads."""
+    strategy = job.strategy
+    model = load_model(
+        model_folder, job.model, strategy.precision,
+        zero3=config if strategy.zero == 3 else None, recompute=strategy.recompute == "layers",
+    )  # fmt: skip
+    scorer = CausalScorer(model, _micro(job) * job.data.sequence_length)
+    optimizer = build_optimizer(scorer, job.optimizer)
+    return DeepSpeedEngine(scorer, optimizer, config, ranks, job.optimizer.gradient_clipping)
+
+
+def total_steps(job: Job, loader: TrainLoader) -> int:
+    """Optimizer steps of the whole run."""
+    if job.duration.steps is not None:
+        return job.duration.steps
+    if job.duration.tokens is not None:
+        return math.ceil(job.duration.tokens / (job.batch.tokens or loader.rows * job.data.sequence_length))
+    return loader.steps(job.duration.epochs or 1)
+
+
+def _micro(job: Job) -> int:
+    assert isinstance(job.batch.micro, int), "the planner resolves batch.micro"
+    return job.batch.micro
+
+
+def _corpus(entries: list[dict[str, Any]], weights: list[float]) -> Corpus:
+    return Corpus([SequenceStore(Path(entry["store"])) for entry in entries], weights)
+
+
+def _eval_sets(job: Job, entries: Mapping[str, list[dict[str, Any]]], share: Share) -> EvalSets:
+    capacity = job.data.sequence_length if job.data.packing else None
+    corpora = {name: _corpus(group, [1.0] * len(group)) for name, group in entries.items()}
+    return {name: split(corpus, eval_rows(corpus, capacity), share) for name, corpus in corpora.items()}
+
+
+def _seed(seed: int, step: int, rank: int) -> None:
+    """Dropout depends on seed, step and rank alone, so a resumed run needs no generator state."""
+    torch.manual_seed(seed * 1_000_003 + step * 1_009 + rank)
+
+
+def _stop_flag() -> Callable[[], bool]:
+    """True once this process was asked to stop; the trainer agrees on it with the other ranks."""
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: asked.append(received))
+    return lambda: bool(asked)
+
+
+def _measure(engine: DeepSpeedEngine, hardware: Mapping[str, Any], ranks: Ranks) -> Callable[[float], dict[str, float]]:
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.engine.module.parameters())
+    gpu = hardware["gpus"][0][0] if hardware["gpus"] else ""
+
+    def measure(tokens_per_second: float) -> dict[str, float]:
+        used = model_flops_utilisation(parameters, tokens_per_second, gpu, ranks.world_size) if gpu else None
+        return {"memory_gib": round(memory_gib(ranks.device), 3), **({} if used is None else {"mfu": used})}
+
+    return measure
+
+
+def _close(callbacks: list[Callback]) -> None:
+    for callback in callbacks:
+        callback.close()
+
+
+def _export(run: RunFolder, job: Job, engine: DeepSpeedEngine, environment: Mapping[str, Any], ranks: Ranks) -> None:
+    weights = engine.weights()
+    if ranks.first:
+        folder = Path(environment["model_folder"])
+        tokenizer = load_tokenizer(folder, job.data.chat_template, remote_code=job.model.trust_remote_code)
+        lines = [line for line in run.lines() if "loss" in line]
+        card = model_card({
+            "base": job.model.path, "name": run.path.name, "version": __version__, "task": job.task,
+            "steps": len(lines), "tokens": sum(line["tokens"] for line in lines), "sources": environment["data"]["train"],
+            "evaluations": run.evaluations(), "settings": job.model_dump(mode="json", exclude={"data", "launch"}),
+        })  # fmt: skip
+        save_model(engine.engine.module.model, weights, tokenizer, run.model, card)
+        run.set_status("complete", steps=len(lines))
+    comm.wait_for_all()
+
+
+def main(folder: str) -> int:
+    """Train, and say how it went: the exit status, and for a failure its cause in the run folder."""
+    comm.die_with_parent()
+    warnings.filterwarnings("ignore")
+    _quieten()
+    run, ranks = RunFolder(Path(folder)), comm.from_environment()
+    try:
+        comm.start(ranks)
+        train(run, ranks)
+        comm.stop()
+    except InterruptedRun as stopped:
+        if ranks.first:
+            run.set_status("interrupted", why=str(stopped))
+        return stopped.exit_status
+    except VelocityError as error:
+        run.fail(ranks.rank, str(error), error.exit_status, "")
+        return error.exit_status
+    except Exception as error:
+        what = f"rank {ranks.rank} on {comm.host()}: {type(error).__name__}: {error}"
+        run.fail(ranks.rank, what, 1, traceback.format_exc())
+        return 1
+    return 0
+
+
+def _quieten() -> None:
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,109 @@
+"""What lies where in a run folder, who may write it, and what state the run is in. It knows no torch."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from velocity.data.fingerprint import write_atomically
+from velocity.errors import UserError
+
+
+class RunFolder:
+    """The output folder of one job."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.job = path / "job.yaml"
+        self.deepspeed = path / "deepspeed.json"
+        self.environment = path / "environment.json"
+        self.metrics = path / "metrics.jsonl"
+        self.status_file = path / "status.json"
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"
+        self.log = path / "log.txt"
+        self.rejected = path / "rejected.jsonl"
+        self.failures = path / "failures"
+
+    def status(self) -> dict[str, Any]:
+        """`state` (new, running, complete, interrupted, failed) and what belongs to it."""
+        if not self.status_file.is_file():
+            return {"state": "new"}
+        status: dict[str, Any] = json.loads(self.status_file.read_text())
+        return status
+
+    def set_status(self, state: str, **facts: Any) -> None:
+        """The run is in `state`, written atomically."""
+        write_atomically(self.status_file, json.dumps({**self.status(), "state": state, **facts}, indent=1) + "\n")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a torn last line, of a process that was killed, is left out."""
+        if not self.metrics.is_file():
+            return []
+        rows = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def rewind(self, step: int) -> None:
+        """metrics.jsonl tells of nothing after `step`: those steps are done again."""
+        kept = [line for line in self.lines() if line["step"] <= step]
+        write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def evaluations(self) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
+        """For each evaluation set, its first and its last result."""
+        results: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
+        for line in self.lines():
+            for name, result in line.get("eval", {}).items():
+                results[name] = (results.get(name, (result, result))[0], result)
+        return results
+
+    def fail(self, rank: int, what: str, exit_status: int, trace: str) -> None:
+        """A rank's first failure lies in the folder, with its time: the earliest is the cause."""
+        facts = {"time": time.time(), "rank": rank, "host": socket.gethostname(), "what": what}
+        write_atomically(
+            self.failures / f"rank-{rank:04}.json", json.dumps({**facts, "exit_status": exit_status, "trace": trace}, indent=1)
+        )
+
+    def cause(self) -> dict[str, Any] | None:
+        """The earliest failure of this attempt; None where no rank could say one."""
+        found = [json.loads(file.read_text()) for file in self.failures.glob("rank-*.json")]
+        return min(found, key=lambda failure: failure["time"], default=None)
+
+    def forget_failures(self) -> None:
+        """A new attempt begins."""
+        for file in self.failures.glob("rank-*.json"):
+            file.unlink()
+
+    def move_aside(self) -> Path:
+        """The folder's content lies beside it, under the time of day, so that a new run can take its place."""
+        aside = self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        self.path.rename(aside)
+        return aside
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Only we write the folder; UserError that names the holder where another process does."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # beside the folder, not in it: --fresh moves the folder while we hold it
+        with self.path.with_name(f".{self.path.name}.lock").open("a+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                stream.seek(0)
+                holder = stream.read().strip() or "another process"
+                raise UserError(f"the run folder is held by {holder}", str(self.path), "wait for it, or stop it") from None
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+            stream.flush()
+            yield

@@ -1,0 +1,165 @@
+"""What happens before any process group exists: the run folder is claimed, inputs are tokenised, and all is written down.
+
+It loads no weights, and torch only where a tokenizer does.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from velocity import __version__
+from velocity.config.job import Job, LoadedJob
+from velocity.config.resolved import differences, read_resolved, render
+from velocity.config.sections import SourceConfig
+from velocity.data.fingerprint import digest, write_atomically
+from velocity.data.prepare import Preparation
+from velocity.data.store import SequenceStore
+from velocity.distributed.ds_config import deepspeed_config
+from velocity.errors import UserError
+from velocity.training.run_folder import RunFolder
+
+PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "safetensors", "pyarrow", "numpy")
+SAMPLE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a job reads: its stores, and one hash over model and data."""
+
+    train: list[SequenceStore]
+    eval: dict[str, list[SequenceStore]]
+    model_folder: Path
+    hash: str
+
+
+def prepare_inputs(job: Job, model_folder: Path, report: Callable[[str], None]) -> Inputs:
+    """Every source tokenised, or found in the cache; UserError for the first input that is wrong."""
+    check_vocabulary(model_folder)
+    preparation = Preparation(job, model_folder, report)
+    train = [preparation.source(source) for source in job.data.train]
+    evals = {name: [preparation.source(source) for source in sources] for name, sources in job.data.eval.items()}
+    stores = [*train, *(store for group in evals.values() for store in group)]
+    return Inputs(train, evals, model_folder, digest([_model_hash(model_folder), [store.folder.name for store in stores]]))
+
+
+def check_vocabulary(model_folder: Path) -> None:
+    """Nothing, or UserError where the tokenizer has ids that the model has no embedding for."""
+    tokenizer, config = model_folder / "tokenizer.json", json.loads((model_folder / "config.json").read_text())
+    size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    if size is None or not tokenizer.is_file():
+        return
+    content = json.loads(tokenizer.read_text(encoding="utf-8"))
+    vocabulary = content["model"].get("vocab", {})
+    numbers = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    largest = max([*numbers, *(token["id"] for token in content.get("added_tokens", []))], default=0)
+    if largest >= size:
+        what = f"the tokenizer has a token {largest}, the model embeds only {size}"
+        raise UserError(what, str(model_folder), "use the tokenizer that belongs to the model")
+
+
+def _model_hash(folder: Path) -> str:
+    """Over the config and, of each weight file, the size and its first and last mebibyte: large models stay quick."""
+    parts: list[Any] = [(folder / "config.json").read_text()]
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            head = stream.read(SAMPLE_BYTES)
+            stream.seek(max(0, file.stat().st_size - SAMPLE_BYTES))
+            parts.append([file.name, file.stat().st_size, digest([head.hex(), stream.read().hex()])])
+    return digest(parts)
+
+
+def is_complete(loaded: LoadedJob, inputs: Inputs) -> bool:
+    """True where the run folder already holds the result of this very job."""
+    run = RunFolder(Path(loaded.job.output))
+    status = run.status()
+    if status["state"] != "complete" or not run.model.is_dir() or status.get("inputs") != inputs.hash:
+        return False
+    old = read_resolved(run.job)
+    return not differences(old, loaded.job) and old.duration == loaded.job.duration
+
+
+def claim(loaded: LoadedJob, inputs: Inputs, hardware: Mapping[str, Any], *, fresh: bool) -> RunFolder:
+    """The run folder describes this job; UserError where it belongs to another one and `fresh` is not given.
+
+    The caller holds the folder (`RunFolder.owned`).
+    """
+    run = RunFolder(Path(loaded.job.output))
+    if fresh and run.path.exists():
+        run.move_aside()
+    if run.job.is_file():
+        _check_same(run, loaded.job, inputs)
+    elif run.path.is_dir() and any(run.path.iterdir()):
+        raise UserError("the output folder is not empty, and no run of Velocity", str(run.path), "choose another output")
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.forget_failures()
+    processes = loaded.job.launch.processes
+    assert isinstance(processes, int), "the planner resolves launch.processes"
+    write_atomically(run.job, render(loaded))
+    write_atomically(run.deepspeed, json.dumps(deepspeed_config(loaded.job, processes), indent=1) + "\n")
+    write_atomically(run.environment, json.dumps(_environment(inputs, hardware, processes), indent=1) + "\n")
+    _collect_rejected(run, inputs)
+    run.set_status("running", inputs=inputs.hash)
+    return run
+
+
+def _check_same(run: RunFolder, job: Job, inputs: Inputs) -> None:
+    differing = differences(read_resolved(run.job), job)
+    if not differing and run.status().get("inputs", inputs.hash) != inputs.hash:
+        differing = ["the content of the model or of the data"]
+    if differing:
+        more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
+        what = f"the output folder belongs to another job; different: {'; '.join(differing[:3])}{more}"
+        raise UserError(what, str(run.path), "choose another output, or move the old run aside with --fresh")
+
+
+def _environment(inputs: Inputs, hardware: Mapping[str, Any], processes: int) -> dict[str, Any]:
+    return {
+        "velocity": __version__,
+        "versions": {name: _version(name) for name in PACKAGES},
+        "hardware": dict(hardware),
+        "world_size": processes,
+        "git_commit": _git_commit(),
+        "model_folder": str(inputs.model_folder),
+        "data": {
+            "train": [_entry(store) for store in inputs.train],
+            "eval": {name: [_entry(store) for store in stores] for name, stores in inputs.eval.items()},
+        },
+    }
+
+
+def _entry(store: SequenceStore) -> dict[str, Any]:
+    return {"store": str(store.folder), **store.stats}
+
+
+def _collect_rejected(run: RunFolder, inputs: Inputs) -> None:
+    """rejected.jsonl of the run: the records of all sources that were left out, with their reason."""
+    stores = [*inputs.train, *(store for group in inputs.eval.values() for store in group)]
+    with run.rejected.open("wb") as out:
+        for store in stores:
+            with (store.folder / "rejected.jsonl").open("rb") as stream:
+                shutil.copyfileobj(stream, out)
+    if not run.rejected.stat().st_size:
+        run.rejected.unlink()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _git_commit() -> str:
+    """Of the working folder, which is where a user keeps job files."""
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return answer.stdout.strip()

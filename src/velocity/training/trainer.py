@@ -1,0 +1,118 @@
+"""The training loop. It knows no objective, no ZeRO stage and no tracker by name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from velocity.config.sections import AdamWConfig, SGDConfig
+from velocity.data.batch import Batch
+from velocity.distributed.engine import StepStats, TrainEngine
+from velocity.errors import InterruptedRun, JobError
+from velocity.objectives.objective import Objective
+from velocity.training.callbacks.callback import Callback
+from velocity.training.checkpoint import Checkpoints, TrainState
+from velocity.training.evaluate import EvalSets, evaluate
+from velocity.training.schedule import learning_rate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When things happen, in steps."""
+
+    total: int
+    eval_every: int
+    checkpoint_every: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of; built in one place, `training/run.py`."""
+
+    engine: TrainEngine
+    objective: Objective
+    micro_batches: Callable[[int], Sequence[Batch]]
+    eval_sets: EvalSets
+    checkpoints: Checkpoints
+    callbacks: Sequence[Callback]
+    optimizer: AdamWConfig | SGDConfig
+    stopping: Callable[[], bool]
+    seed: Callable[[int], None]
+    measure: Callable[[float], dict[str, float]]
+
+
+class Trainer:
+    """Steps until the plan's end, evaluating and saving on the way."""
+
+    def __init__(self, parts: Parts, plan: Plan, state: TrainState) -> None:
+        self.parts, self.plan, self.state = parts, plan, state
+
+    def run(self) -> None:
+        """The plan is done; InterruptedRun where the run was asked to stop, JobError where it cannot go on."""
+        if self.state.step == 0:
+            self._evaluate()
+        while self.state.step < self.plan.total:
+            self.step()
+            if self.state.step % self.plan.eval_every == 0 or self.state.step == self.plan.total:
+                self._evaluate()
+            if self.state.step % self.plan.checkpoint_every == 0 or self.state.step == self.plan.total:
+                self.parts.checkpoints.save(self.parts.engine, self.state)
+
+    def step(self) -> None:
+        """One optimizer step: the gradient of the global batch's summed loss over its units."""
+        started, number, engine, objective = time.perf_counter(), self.state.step, self.parts.engine, self.parts.objective
+        self.parts.seed(number)
+        micro_batches = self.parts.micro_batches(number)
+        units, tokens = self._agree(micro_batches)
+        rate = learning_rate(self.parts.optimizer, number, self.plan.total)
+        total = torch.zeros((), dtype=torch.float64)
+        for batch in micro_batches:
+            output = objective(engine, batch)
+            engine.backward(output.total / units, last=batch is micro_batches[-1])
+            total += output.total.detach().double().cpu()
+        stats = engine.step(rate)
+        loss = float(engine.sum_over_ranks(total)) / units
+        seconds = time.perf_counter() - started
+        line = {"step": number + 1, "loss": loss, "tokens": units, "learning_rate": rate, "grad_norm": stats.grad_norm}
+        speed = {"tokens_per_second": tokens / seconds, "seconds": seconds}
+        self._count(stats, units, micro_batches)
+        self._tell(lambda callback: callback.on_step({**line, **speed, **self.parts.measure(tokens / seconds)}))
+
+    def _agree(self, micro_batches: Sequence[Batch]) -> tuple[int, int]:
+        """Units and tokens of the global batch. A stop that any rank was asked for is agreed on here, by all."""
+        ours = [
+            sum(self.parts.objective.units(batch) for batch in micro_batches),
+            sum(batch.tokens for batch in micro_batches if batch.records),
+            int(self.parts.stopping()),
+        ]
+        units, tokens, stopping = self.parts.engine.sum_over_ranks(torch.tensor(ours)).tolist()
+        if stopping:
+            self.parts.checkpoints.save(self.parts.engine, self.state)
+            raise InterruptedRun(f"stopped after step {self.state.step}, and saved", fix="run the same command to go on")
+        return max(units, 1), tokens
+
+    def _count(self, stats: StepStats, units: int, micro_batches: Sequence[Batch]) -> None:
+        self.state.step += 1
+        self.state.tokens += units
+        self.state.skipped += stats.skipped
+        self.state.skipped_in_a_row = (self.state.skipped_in_a_row + 1) * stats.skipped
+        if self.state.skipped_in_a_row >= self.parts.optimizer.max_skipped:
+            records = [record for batch in micro_batches for record in batch.records]
+            raise JobError(
+                f"the gradient was not finite in {self.state.skipped_in_a_row} steps in a row, up to step {self.state.step}",
+                f"this rank's last records: {', '.join(records[:4])}",
+                "lower optimizer.learning_rate, or look at these records; strategy.precision: bf16 or fp32 instead of fp16",
+            )
+
+    def _evaluate(self) -> None:
+        results = evaluate(self.parts.engine, self.parts.objective, self.parts.eval_sets)
+        if results:
+            self._tell(lambda callback: callback.on_eval(self.state.step, results))
+
+    def _tell(self, event: Callable[[Callback], Any]) -> None:
+        for callback in self.parts.callbacks:
+            event(callback)

@@ -31,7 +31,9 @@ def run(
     jobs: Jobs,
     processes: Processes = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="move an older run in the output folder aside")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved job and the command, start nothing")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the resolved job and the command, start nothing")
+    ] = False,
 ) -> None:
     """Train: run job files in order. A finished one is skipped, a stopped one goes on."""
     for loaded in _load(jobs, processes):
@@ -44,10 +46,11 @@ def run(
 @app.command()
 def check(jobs: Jobs, processes: Processes = None, as_json: AsJson = False) -> None:
     """Say everything that can be known without loading weights: settings, data, masks."""
-    from velocity.check import check_job, print_check
+    from velocity.training.check import check_job, print_check
 
     for loaded in _load(jobs, processes):
-        found = check_job(_resolve(loaded), _report())
+        resolved, model_folder, _ = _resolve(loaded)
+        found = check_job(resolved, model_folder, _report())
         if as_json:
             print(json.dumps(found.describe()))
         else:
@@ -135,7 +138,9 @@ def _conclude(folder: RunFolder, exit_status: int) -> None:
     cause = folder.cause()
     folder.set_status("failed", cause=cause and cause["what"])
     if cause is None:
-        raise JobError(f"the job ended with status {exit_status}, and no rank could say why", str(folder.path), "was memory short?")
+        raise JobError(
+            f"the job ended with status {exit_status}, and no rank could say why", str(folder.path), "was memory short?"
+        )
     if cause["trace"] and DEBUG:
         print(cause["trace"], file=sys.stderr)
     error = JobError(cause["what"], "" if "where:" in cause["what"] else f"{folder.failures}")

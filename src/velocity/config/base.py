@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to a typed value: reading with line numbers, errors with the nearest name. It knows no key."""
+"""From a YAML file and overrides to a typed value, with line numbers and nearest names in errors. It knows no key."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?([eE][-+]?\d+)$|^[-+]?\d[\d_]*\.\d*$|^[-+]?\.\d+([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$"),
+    re.compile(
+        r"^[-+]?(\d[\d_]*)(\.\d*)?([eE][-+]?\d+)$|^[-+]?\d[\d_]*\.\d*$|^[-+]?\.\d+([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$"
+    ),
     list("-+0123456789."),
 )
 
@@ -61,14 +63,14 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Mark]:
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
-        data = loader.construct_document(node) if node else None  # type: ignore[no-untyped-call]
+        data = loader.construct_document(node) if node else None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"not valid YAML: {error.problem}", f"{path}:{line}", "see docs/guides/job-file.md") from None
     if not isinstance(data, dict):
         raise UserError("a job file is a mapping of keys to values", f"{path}:1", "start with 'task: pretrain'")
-    mark = _mark(node, str(path))
-    return data, mark
+    assert node is not None, "a mapping was read from it"
+    return data, _mark(node, str(path))
 
 
 def _mark(node: yaml.Node, path: str) -> Mark:
@@ -90,7 +92,9 @@ def apply_override(data: dict[str, Any], mark: Mark, text: str) -> None:
     """Set `key.path=value` in `data`; the value is read as YAML. UserError where the text is not of that form."""
     path, separator, value = text.partition("=")
     if not separator or not path:
-        raise UserError(f"'{text}' is neither a job file nor key.path=value", "command line", "e.g. optimizer.learning_rate=1e-5")
+        raise UserError(
+            f"'{text}' is neither a job file nor key.path=value", "command line", "e.g. optimizer.learning_rate=1e-5"
+        )
     try:
         parsed = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError:
@@ -103,7 +107,9 @@ def apply_override(data: dict[str, Any], mark: Mark, text: str) -> None:
     try:
         node[parts[-1]] = parsed
     except (TypeError, IndexError):
-        raise UserError(f"'{path}' does not lead to a value that can be set", "command line", f"check '{text}'") from None
+        raise UserError(
+            f"'{path}' does not lead to a value that can be set", "command line", f"check '{text}'"
+        ) from None
     mark.children[parts[-1]] = Mark("command line")
 
 

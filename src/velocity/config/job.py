@@ -6,7 +6,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
@@ -63,17 +63,18 @@ class Job(Config):
     deepspeed: dict[str, Any] = Field({}, description="raw DeepSpeed settings, passed through")
 
     @model_validator(mode="after")
-    def _batch_holds_rows(self) -> Self:
+    def _batch_holds_rows(self) -> Job:
         tokens, length = self.batch.tokens, self.data.sequence_length
         if self.data.packing and tokens is not None and tokens % length:
             near = max(tokens // length, 1) * length
             raise ValueError(
-                f"batch.tokens={tokens} is not a multiple of data.sequence_length={length}; use {near} or {near + length}"
+                f"batch.tokens={tokens} is not a multiple of data.sequence_length={length}; "
+                f"use {near} or {near + length}"
             )
         return self
 
     @model_validator(mode="after")
-    def _deepspeed_leaves_what_is_decided(self) -> Self:
+    def _deepspeed_leaves_what_is_decided(self) -> Job:
         for name, key in DECIDED.items():
             section, _, leaf = name.partition(".")
             value = self.deepspeed.get(section)

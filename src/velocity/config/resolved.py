@@ -18,7 +18,9 @@ FREE = ("output", "duration", "strategy", "checkpoint", "tracking", "launch", "d
 
 def render(loaded: LoadedJob) -> str:
     """The job as YAML; each leaf's origin stands behind it as a comment."""
-    head = "# The resolved job. Each value's origin: the file and line, the command line, the default, or the planner.\n"
+    head = (
+        "# The resolved job. Each value's origin: the file and line, the command line, the default, or the planner.\n"
+    )
     return head + "".join(line + "\n" for line in _lines(loaded.job.model_dump(mode="json"), loaded.origins, "", 0))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
@@ -14,10 +14,12 @@ Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
 def path_to_mapping(value: Any) -> Any:
+    """A bare path stands for a mapping with that path."""
     return {"path": value} if isinstance(value, str) else value
 
 
 def one_to_list(value: Any) -> Any:
+    """A single value stands for a list of one."""
     return [value] if isinstance(value, (str, dict)) else value
 
 
@@ -33,7 +35,9 @@ class ModelConfig(Config):
 
     path: str = Field(description="a folder, another job's output folder, or a hub id")
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
-    attention: Attention = Field("auto", description="auto takes variable-length attention, which isolates packed sequences")
+    attention: Attention = Field(
+        "auto", description="auto takes variable-length attention, which isolates packed sequences"
+    )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
 
@@ -55,12 +59,16 @@ class DataConfig(Config):
     """What to train and evaluate on, and how records become rows."""
 
     train: Sources = Field(description="one source or a list")
-    eval: Annotated[dict[str, Sources], BeforeValidator(_one_to_named)] = Field({}, description="one, or several by name")
+    eval: Annotated[dict[str, Sources], BeforeValidator(_one_to_named)] = Field(
+        {}, description="one, or several by name"
+    )
     eval_every: PositiveInt | None = Field(None, description="steps between evaluations; five times a run if left out")
     sequence_length: Annotated[int, Field(ge=8)] = Field(1024, description="tokens of a row, and at most of a sequence")
     packing: bool = Field(True, description="several sequences a row, isolated from each other")
     on_bad_record: Literal["error", "skip"] = Field("error", description="skipped ones go to rejected.jsonl")
-    on_long_chat: Literal["error", "cut", "skip"] = Field("error", description="what to do with a chat that is too long")
+    on_long_chat: Literal["error", "cut", "skip"] = Field(
+        "error", description="what to do with a chat that is too long"
+    )
     chat_template: str | None = Field(None, description="a Jinja file to use in place of the tokenizer's own template")
     processes: PositiveInt | None = Field(None, description="tokenising processes; one a core if left out")
     cache: str = Field("~/.cache/velocity", description="folder of the tokenised data, shared by all jobs")
@@ -69,12 +77,14 @@ class DataConfig(Config):
 class BatchConfig(Config):
     """The global batch: what one optimizer step sees, whatever the number of ranks."""
 
-    tokens: PositiveInt | None = Field(None, description="in tokens: packed rows of sequence_length, or whole sequences")
+    tokens: PositiveInt | None = Field(
+        None, description="in tokens: packed rows of sequence_length, or whole sequences"
+    )
     rows: PositiveInt | None = Field(None, description="in rows: bins, or sequences without packing")
     micro: PositiveInt | Literal["auto"] = Field("auto", description="rows a rank computes at once")
 
     @model_validator(mode="after")
-    def _one_size(self) -> Self:
+    def _one_size(self) -> BatchConfig:
         if (self.tokens is None) == (self.rows is None):
             raise ValueError("give the global batch once; either tokens: 131072 or rows: 64")
         return self
@@ -126,7 +136,7 @@ class DurationConfig(Config):
     tokens: PositiveInt | None = None
 
     @model_validator(mode="after")
-    def _one_end(self) -> Self:
+    def _one_end(self) -> DurationConfig:
         if sum(end is not None for end in (self.epochs, self.steps, self.tokens)) != 1:
             raise ValueError("give one end of the training; epochs: 2, or steps: 500, or tokens: 1000000")
         return self

@@ -1,4 +1,4 @@
-"""Counts of a data set, and the invariants of its masks, over every token. It knows no template: it reads what is stored.
+"""Counts of a data set, and the invariants of its masks, over every token. It reads what is stored, no template.
 
 Asserted: a sequence fits its row; its first token is no label; where the model wants a BOS, one stands first and no
 second behind it; an assistant's turn that was not cut ends with a special token.

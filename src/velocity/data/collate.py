@@ -28,4 +28,5 @@ def collate(rows: Sequence[Sequence[TokenSequence]], records: Sequence[str] = ()
             positions[b, start:end] = np.arange(end - start)
             labels[b, start : end - 1] = np.where(sequence.trained[1:], sequence.ids[1:], IGNORED)
             start = end
-    return Batch(*(torch.from_numpy(a) for a in (ids, positions, labels)), lengths, tuple(records))
+    tensors = map(torch.from_numpy, (ids, positions, labels))
+    return Batch(next(tensors), next(tensors), next(tensors), lengths, tuple(records))

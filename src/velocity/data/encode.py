@@ -14,6 +14,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from velocity.config.job import Job
 from velocity.data.records import Chat, Message, Record, RecordError, Text
 
 Ids = NDArray[np.int32]
@@ -37,6 +38,12 @@ class EncodingRules:
     sequence_length: int
     train_on: str  # "all" tokens, or the "assistant"'s
     on_long_chat: str
+
+    @classmethod
+    def of(cls, job: Job) -> EncodingRules:
+        """The rules that a job sets."""
+        train_on = "all" if job.task == "pretrain" else "assistant"
+        return cls(job.data.sequence_length, train_on, job.data.on_long_chat)
 
 
 class LongChat(RecordError):
@@ -135,7 +142,7 @@ class Encoder:
         return TokenSequence(np.asarray(ids, dtype=np.int32), trained)
 
     def _with_places(self, text: str) -> tuple[list[int], Callable[[int, int], int]]:
-        """The text's ids, and a function from (place, limit) to the index of the first token that begins at or behind it."""
+        """The text's ids, and a function from (place, limit) to the first token that begins at the place or behind."""
         if self.backend is None:
             raise RecordError("messages", "chats need a fast tokenizer (one with a tokenizer.json)")
         self.backend.encode_special_tokens = False

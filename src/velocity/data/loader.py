@@ -77,7 +77,11 @@ class TrainLoader:
     def steps(self, epochs: float) -> int:
         """Optimizer steps that `epochs` take."""
         whole = int(epochs)
-        rows = self._start(whole) + (epochs - whole) * len(self.epoch_rows(whole)) if epochs != whole else self._start(whole)
+        rows = (
+            self._start(whole) + (epochs - whole) * len(self.epoch_rows(whole))
+            if epochs != whole
+            else self._start(whole)
+        )
         return math.ceil(rows / self.rows)
 
     def _row(self, number: int) -> Indices:

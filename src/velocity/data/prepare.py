@@ -1,4 +1,4 @@
-"""Tokenises the sources of a job, in several processes, before any process group exists; a second time finds the cache."""
+"""Tokenises the sources of a job in several processes, before any process group exists; or finds them in the cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 from velocity.config.job import Job
 from velocity.config.sections import SourceConfig
 from velocity.data import encode, records, sources
-from velocity.data.audit import TokenFacts, audit, token_facts
+from velocity.data.audit import audit, token_facts
 from velocity.data.encode import Encoder, EncodingRules, LongChat
 from velocity.data.fingerprint import content_hash, digest, folder_hash, remote_hash
 from velocity.data.sources import Chunk, File, list_files, read_chunks
@@ -99,9 +99,7 @@ class Preparation:
     def __init__(self, job: Job, model_folder: Path, report: Report) -> None:
         self.job, self.model_folder, self.report = job, model_folder, report
         self.cache = Path(job.data.cache).expanduser()
-        self.rules = EncodingRules(
-            job.data.sequence_length, "all" if job.task == "pretrain" else "assistant", job.data.on_long_chat
-        )
+        self.rules = EncodingRules.of(job)
         self.tokenizer_hash = tokenizer_hash(model_folder, job.data.chat_template, self.cache)
         self._tokenizer: Any = None
 
@@ -121,9 +119,7 @@ class Preparation:
         names = [file.path for file in files]
         settings = [source.format, source.fields, asdict(self.rules), self.job.data.on_bad_record]
         key = digest([code, self.tokenizer_hash, settings, list(zip(names, hashes, strict=True))])
-        return open_or_build(
-            self.cache / "sequences" / key, lambda folder: self._build(folder, source, files, hashes)
-        )
+        return open_or_build(self.cache / "sequences" / key, lambda folder: self._build(folder, source, files, hashes))
 
     def _build(self, folder: Path, source: SourceConfig, files: list[File], hashes: list[str]) -> None:
         stats: dict[str, Any] = {"path": source.path, "files": [file.path for file in files], "hashes": hashes}

@@ -171,4 +171,12 @@ def _split(data: Any, file: File) -> Any:
     return data[file.split]
 
 
-READERS = {"jsonl": _jsonl, "json": _json, "csv": _csv, "parquet": _parquet, "text": _text, "saved": _saved, "hub": _hub}
+READERS = {
+    "jsonl": _jsonl,
+    "json": _json,
+    "csv": _csv,
+    "parquet": _parquet,
+    "text": _text,
+    "saved": _saved,
+    "hub": _hub,
+}

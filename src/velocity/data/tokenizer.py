@@ -8,7 +8,15 @@ from typing import Any
 from velocity.data.fingerprint import content_hash, digest, folder_hash
 from velocity.errors import UserError
 
-FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt", "*.model")
+FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+)
 
 
 def load_tokenizer(folder: Path, template: str | None = None, *, remote_code: bool = False) -> Any:
@@ -19,7 +27,9 @@ def load_tokenizer(folder: Path, template: str | None = None, *, remote_code: bo
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"the model has no tokenizer that loads: {reason}", str(folder), "is the folder whole?") from None
+        raise UserError(
+            f"the model has no tokenizer that loads: {reason}", str(folder), "is the folder whole?"
+        ) from None
     if template is not None:
         tokenizer.chat_template = _read_template(template)
     return tokenizer

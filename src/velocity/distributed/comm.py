@@ -61,7 +61,9 @@ def start(ranks: Ranks) -> None:
 
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
-    deepspeed.init_distributed("nccl" if ranks.device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
+    deepspeed.init_distributed(
+        "nccl" if ranks.device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
+    )
 
 
 def stop() -> None:

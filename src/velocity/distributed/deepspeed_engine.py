@@ -23,12 +23,18 @@ class DeepSpeedEngine:
     """A scorer under deepspeed.initialize."""
 
     def __init__(
-        self, scorer: nn.Module, optimizer: torch.optim.Optimizer, config: Mapping[str, Any], ranks: Ranks, clipping: float
+        self,
+        scorer: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: Mapping[str, Any],
+        ranks: Ranks,
+        clipping: float,
     ) -> None:
         comm.prepare_deepspeed()
         import deepspeed
 
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             self.engine: Any = deepspeed.initialize(model=scorer, optimizer=optimizer, config=dict(config))[0]
         self.ranks, self.optimizer = ranks, optimizer
         self.stage: int = config["zero_optimization"]["stage"]
@@ -41,18 +47,22 @@ class DeepSpeedEngine:
         self._stats = clip_or_drop(self.engine.module.parameters(), clipping)
 
     def __call__(self, batch: Batch) -> Tensor:
+        """Return logps_BS: the log-probability of each label."""
         tensors = (batch.input_ids_BS, batch.position_ids_BS, batch.labels_BS)
         logps_BS: Tensor = self.engine(*(tensor.to(self.ranks.device) for tensor in tensors), batch.lengths_B)
         return logps_BS
 
     def train(self, mode: bool) -> None:
+        """Dropout on or off."""
         self.engine.train(mode)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the loss's gradient."""
         # DeepSpeed averages over data-parallel ranks, and the loss is already divided by the global units: undo it.
         self.engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> StepStats:
+        """Clip, update, forget the gradients."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
@@ -62,16 +72,20 @@ class DeepSpeedEngine:
         return StepStats(float(norm), skipped=not self.engine.was_step_applied())
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
+        """Return the sum over data-parallel ranks."""
         return comm.sum_over_ranks(value.to(self.ranks.device))
 
     def save(self, folder: Path) -> None:
+        """Write all that `load` needs."""
         self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
 
     def load(self, folder: Path) -> None:
+        """Take the state of `save`."""
         # DeepSpeed's files are pickles: they are read from our own run folder only, never from a model folder.
         self.engine.load_checkpoint(str(folder), tag=TAG)
 
     def weights(self) -> Mapping[str, Tensor]:
+        """Return the whole weights, on rank 0."""
         import deepspeed
 
         whole: dict[str, Tensor] = {}

@@ -21,16 +21,20 @@ class TorchEngine:
         self.scorer, self.optimizer, self.clipping = scorer, optimizer, clipping
 
     def __call__(self, batch: Batch) -> Tensor:
+        """Return logps_BS: the log-probability of each label."""
         logps_BS: Tensor = self.scorer(batch.input_ids_BS, batch.position_ids_BS, batch.labels_BS, batch.lengths_B)
         return logps_BS
 
     def train(self, mode: bool) -> None:
+        """Dropout on or off."""
         self.scorer.train(mode)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the loss's gradient."""
         loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self, learning_rate: float) -> StepStats:
+        """Clip, update, forget the gradients."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         stats = clip_or_drop(self.scorer.parameters(), self.clipping)
@@ -39,18 +43,22 @@ class TorchEngine:
         return stats
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
+        """Return the sum over data-parallel ranks."""
         return value
 
     def save(self, folder: Path) -> None:
+        """Write all that `load` needs."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(dict(self.weights()), folder / "weights.safetensors")
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
 
     def load(self, folder: Path) -> None:
+        """Take the state of `save`."""
         for name, value in load_file(folder / "weights.safetensors").items():
             self.scorer.get_parameter(f"model.{name}").data.copy_(value)
         self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
 
     def weights(self) -> Mapping[str, Tensor]:
+        """Return the whole weights, on rank 0."""
         named = self.scorer.named_parameters()
         return {name.removeprefix("model."): value.detach().cpu().clone() for name, value in named}

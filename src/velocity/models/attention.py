@@ -1,4 +1,4 @@
-"""Attention within each sequence of a packed row, without a mask. Shape letters: H heads, T tokens of all rows, D head size.
+"""Attention within each sequence of a packed row, without a mask. Shape letters: H heads, T tokens, D head size.
 
 On a GPU in 16 bit it is PyTorch's variable-length FlashAttention; elsewhere each sequence is a call of its own.
 """
@@ -17,7 +17,7 @@ NAME = "velocity_varlen"
 UNSUPPORTED = {"softcap": "softens attention scores", "s_aux": "has attention sinks"}
 
 
-def varlen_attention(
+def varlen_attention(  # noqa: PLR0913 - transformers' signature
     module: nn.Module,
     query_1HTD: Tensor,
     key_1HTD: Tensor,
@@ -40,19 +40,28 @@ def varlen_attention(
         window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
         return _fused(query_1HTD, key_1HTD, value_1HTD, cu_seq_lens_q, max_length_q, window, scaling), None
     lengths = cu_seq_lens_q.diff().tolist()
-    parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query_1HTD, key_1HTD, value_1HTD)), strict=True)
+    parts = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query_1HTD, key_1HTD, value_1HTD)), strict=True)
     outputs = [_one(query, key, value, scaling, sliding_window) for query, key, value in parts]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _fused(
-    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, window: tuple[int, int], scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Tensor,
+    longest: int,
+    window: tuple[int, int],
+    scale: float | None,
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
     gqa = query.shape[1] != key.shape[1]
-    output_THD = varlen_attn(*rows, bounds, bounds, longest, longest, scale=scale, window_size=window, enable_gqa=gqa)
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    output_THD = varlen_attn(
+        query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=window, enable_gqa=gqa
+    )
+    assert isinstance(output_THD, Tensor), "only with return_aux does it return more"
     return output_THD[None]
 
 

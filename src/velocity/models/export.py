@@ -36,7 +36,7 @@ def save_model(model: nn.Module, weights: Mapping[str, Tensor], tokenizer: Any, 
 
 
 def generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
-    """The model's own, with the token that ends an assistant's turn among its stop tokens: it was trained to stop there."""
+    """The model's own, with the token that ends an assistant's turn among the stop tokens, as it was trained."""
     config: GenerationConfig = model.generation_config or GenerationConfig()
     ends = set(_as_list(config.eos_token_id)) | set(_as_list(tokenizer.eos_token_id)) | set(turn_ends(tokenizer))
     config.eos_token_id = sorted(ends) if len(ends) > 1 else next(iter(ends), None)
@@ -51,7 +51,9 @@ def turn_ends(tokenizer: Any) -> list[int]:
         return []
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     ids = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.all_special_ids) | {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = set(tokenizer.all_special_ids) | {
+        i for i, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
     return [token for token in ids if token in special][-1:]
 
 
@@ -64,14 +66,17 @@ def _as_list(value: int | Sequence[int] | None) -> list[int]:
 def model_card(facts: Mapping[str, Any]) -> str:
     """A short README: what it was trained from and on, and what was measured."""
     sources = "\n".join(
-        f"- {source['path']}: {source['records']:,} records, {source['tokens']:,} tokens, {source['trained']:,} trained on"
+        f"- {source['path']}: {source['records']:,} records, {source['tokens']:,} tokens, "
+        f"{source['trained']:,} trained on"
         for source in facts["sources"]
     )
     rows = "\n".join(
         f"| {name} | {before['perplexity']:.2f} | {after['perplexity']:.2f} |"
         for name, (before, after) in facts["evaluations"].items()
     )
-    table = f"| held-out text | perplexity before | after |\n|---|---|---|\n{rows}\n" if rows else "None was asked for.\n"
+    table = (
+        f"| held-out text | perplexity before | after |\n|---|---|---|\n{rows}\n" if rows else "None was asked for.\n"
+    )
     return (
         f"---\nbase_model: {facts['base']}\nlibrary_name: transformers\ntags: [velocity]\n---\n"
         f"# {facts['name']}\n\nTuned by Velocity {facts['version']}: task {facts['task']}, all parameters, "

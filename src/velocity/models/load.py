@@ -35,7 +35,9 @@ def load_model(
             trust_remote_code=model.trust_remote_code,
         )  # fmt: skip
     except (OSError, ValueError, ImportError) as error:
-        fix = "model.trust_remote_code: true runs its own code" if "remote" in str(error) else "another model.attention?"
+        fix = (
+            "model.trust_remote_code: true runs its own code" if "remote" in str(error) else "another model.attention?"
+        )
         raise UserError(f"cannot load the model: {str(error).splitlines()[0]}", str(folder), fix) from None
     finally:
         # While the holder lives, every model that loads is partitioned: the next one, too.

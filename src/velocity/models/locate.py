@@ -1,4 +1,4 @@
-"""Where a model's files are, and whether they are whole. It reads headers and sizes, never weights; it knows no torch."""
+"""Where a model's files are, and whether they are whole. It reads headers and sizes, never weights; no torch."""
 
 from __future__ import annotations
 

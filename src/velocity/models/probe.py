@@ -1,4 +1,4 @@
-"""Two questions put to a policy before training, answered by measuring: does it isolate, does it score as the model does?"""
+"""A question put to a policy before training, answered by measuring: do packed sequences see each other?"""
 
 from __future__ import annotations
 

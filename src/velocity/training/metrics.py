@@ -8,7 +8,15 @@ import torch
 
 GIB = 1024**3
 # Dense 16-bit matrix rates in FLOP/s, from the vendor's data sheets.
-PEAK_FLOPS = {"B200": 2.25e15, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10G": 70e12, "L4": 121e12}
+PEAK_FLOPS = {
+    "B200": 2.25e15,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "A10G": 70e12,
+    "L4": 121e12,
+}
 
 
 def memory_gib(device: torch.device) -> float:

@@ -19,7 +19,8 @@ def build_optimizer(model: nn.Module, config: AdamWConfig | SGDConfig) -> torch.
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             # under ZeRO 3 a parameter is an empty stub that remembers its shape

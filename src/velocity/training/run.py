@@ -39,6 +39,7 @@ from velocity.training.evaluate import EvalSets
 from velocity.training.metrics import memory_gib, model_flops_utilisation
 from velocity.training.optimizer import build_optimizer
 from velocity.training.run_folder import RunFolder
+from velocity.training.total import total_steps
 from velocity.training.trainer import Parts, Plan, Trainer
 
 
@@ -47,7 +48,9 @@ def train(run: RunFolder, ranks: Ranks) -> None:
     job = read_resolved(run.job)
     environment = json.loads(run.environment.read_text())
     share = Share(ranks.rank, ranks.world_size, _micro(job))
-    loader = TrainLoader(_corpus(environment["data"]["train"], [source.weight for source in job.data.train]), job, share)
+    loader = TrainLoader(
+        _corpus(environment["data"]["train"], [source.weight for source in job.data.train]), job, share
+    )
     engine = build_engine(job, Path(environment["model_folder"]), json.loads(run.deepspeed.read_text()), ranks)
     vocabulary = engine.engine.module.model.config.get_text_config().vocab_size
     if job.data.packing:
@@ -88,15 +91,6 @@ def build_engine(job: Job, model_folder: Path, config: dict[str, Any], ranks: Ra
     scorer = CausalScorer(model, _micro(job) * job.data.sequence_length)
     optimizer = build_optimizer(scorer, job.optimizer)
     return DeepSpeedEngine(scorer, optimizer, config, ranks, job.optimizer.gradient_clipping)
-
-
-def total_steps(job: Job, loader: TrainLoader) -> int:
-    """Optimizer steps of the whole run."""
-    if job.duration.steps is not None:
-        return job.duration.steps
-    if job.duration.tokens is not None:
-        return math.ceil(job.duration.tokens / (job.batch.tokens or loader.rows * job.data.sequence_length))
-    return loader.steps(job.duration.epochs or 1)
 
 
 def _micro(job: Job) -> int:
@@ -149,12 +143,18 @@ def _export(run: RunFolder, job: Job, engine: DeepSpeedEngine, environment: Mapp
         folder = Path(environment["model_folder"])
         tokenizer = load_tokenizer(folder, job.data.chat_template, remote_code=job.model.trust_remote_code)
         lines = [line for line in run.lines() if "loss" in line]
-        card = model_card({
-            "base": job.model.path, "name": run.path.name, "version": __version__, "task": job.task,
-            "steps": len(lines), "tokens": sum(line["tokens"] for line in lines), "sources": environment["data"]["train"],
-            "evaluations": run.evaluations(), "settings": job.model_dump(mode="json", exclude={"data", "launch"}),
-        })  # fmt: skip
-        save_model(engine.engine.module.model, weights, tokenizer, run.model, card)
+        facts = {
+            "base": job.model.path,
+            "name": run.path.name,
+            "version": __version__,
+            "task": job.task,
+            "steps": len(lines),
+            "tokens": sum(line["tokens"] for line in lines),
+            "sources": environment["data"]["train"],
+            "evaluations": run.evaluations(),
+            "settings": job.model_dump(mode="json", exclude={"data", "launch"}),
+        }
+        save_model(engine.engine.module.model, weights, tokenizer, run.model, model_card(facts))
         run.set_status("complete", steps=len(lines))
     comm.wait_for_all()
 

@@ -72,7 +72,8 @@ class RunFolder:
         """A rank's first failure lies in the folder, with its time: the earliest is the cause."""
         facts = {"time": time.time(), "rank": rank, "host": socket.gethostname(), "what": what}
         write_atomically(
-            self.failures / f"rank-{rank:04}.json", json.dumps({**facts, "exit_status": exit_status, "trace": trace}, indent=1)
+            self.failures / f"rank-{rank:04}.json",
+            json.dumps({**facts, "exit_status": exit_status, "trace": trace}, indent=1),
         )
 
     def cause(self) -> dict[str, Any] | None:
@@ -102,7 +103,9 @@ class RunFolder:
             except BlockingIOError:
                 stream.seek(0)
                 holder = stream.read().strip() or "another process"
-                raise UserError(f"the run folder is held by {holder}", str(self.path), "wait for it, or stop it") from None
+                raise UserError(
+                    f"the run folder is held by {holder}", str(self.path), "wait for it, or stop it"
+                ) from None
             stream.truncate(0)
             stream.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
             stream.flush()

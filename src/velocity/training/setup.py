@@ -1,4 +1,4 @@
-"""What happens before any process group exists: the run folder is claimed, inputs are tokenised, and all is written down.
+"""Before any process group exists: the run folder is claimed, inputs are tokenised, and all is written down.
 
 It loads no weights, and torch only where a tokenizer does.
 """
@@ -17,7 +17,6 @@ from typing import Any
 from velocity import __version__
 from velocity.config.job import Job, LoadedJob
 from velocity.config.resolved import differences, read_resolved, render
-from velocity.config.sections import SourceConfig
 from velocity.data.fingerprint import digest, write_atomically
 from velocity.data.prepare import Preparation
 from velocity.data.store import SequenceStore
@@ -46,7 +45,9 @@ def prepare_inputs(job: Job, model_folder: Path, report: Callable[[str], None]) 
     train = [preparation.source(source) for source in job.data.train]
     evals = {name: [preparation.source(source) for source in sources] for name, sources in job.data.eval.items()}
     stores = [*train, *(store for group in evals.values() for store in group)]
-    return Inputs(train, evals, model_folder, digest([_model_hash(model_folder), [store.folder.name for store in stores]]))
+    return Inputs(
+        train, evals, model_folder, digest([_model_hash(model_folder), [store.folder.name for store in stores]])
+    )
 
 
 def check_vocabulary(model_folder: Path) -> None:
@@ -96,7 +97,9 @@ def claim(loaded: LoadedJob, inputs: Inputs, hardware: Mapping[str, Any], *, fre
     if run.job.is_file():
         _check_same(run, loaded.job, inputs)
     elif run.path.is_dir() and any(run.path.iterdir()):
-        raise UserError("the output folder is not empty, and no run of Velocity", str(run.path), "choose another output")
+        raise UserError(
+            "the output folder is not empty, and no run of Velocity", str(run.path), "choose another output"
+        )
     run.path.mkdir(parents=True, exist_ok=True)
     run.forget_failures()
     processes = loaded.job.launch.processes

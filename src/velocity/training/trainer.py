@@ -64,7 +64,12 @@ class Trainer:
 
     def step(self) -> None:
         """One optimizer step: the gradient of the global batch's summed loss over its units."""
-        started, number, engine, objective = time.perf_counter(), self.state.step, self.parts.engine, self.parts.objective
+        started, number, engine, objective = (
+            time.perf_counter(),
+            self.state.step,
+            self.parts.engine,
+            self.parts.objective,
+        )
         self.parts.seed(number)
         micro_batches = self.parts.micro_batches(number)
         units, tokens = self._agree(micro_batches)
@@ -92,7 +97,9 @@ class Trainer:
         units, tokens, stopping = self.parts.engine.sum_over_ranks(torch.tensor(ours)).tolist()
         if stopping:
             self.parts.checkpoints.save(self.parts.engine, self.state)
-            raise InterruptedRun(f"stopped after step {self.state.step}, and saved", fix="run the same command to go on")
+            raise InterruptedRun(
+                f"stopped after step {self.state.step}, and saved", fix="run the same command to go on"
+            )
         return max(units, 1), tokens
 
     def _count(self, stats: StepStats, units: int, micro_batches: Sequence[Batch]) -> None:
@@ -103,9 +110,9 @@ class Trainer:
         if self.state.skipped_in_a_row >= self.parts.optimizer.max_skipped:
             records = [record for batch in micro_batches for record in batch.records]
             raise JobError(
-                f"the gradient was not finite in {self.state.skipped_in_a_row} steps in a row, up to step {self.state.step}",
+                f"the gradient was not finite in {self.state.skipped_in_a_row} steps in a row, to {self.state.step}",
                 f"this rank's last records: {', '.join(records[:4])}",
-                "lower optimizer.learning_rate, or look at these records; strategy.precision: bf16 or fp32 instead of fp16",
+                "lower optimizer.learning_rate, look at these records, or take strategy.precision: bf16 or fp32",
             )
 
     def _evaluate(self) -> None:

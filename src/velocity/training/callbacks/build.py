@@ -34,4 +34,6 @@ def _tracker(name: str, folder: Path, job: Mapping[str, Any]) -> Callback:
 
                 return MLflow(folder, job)
     except ImportError as error:
-        raise UserError(f"tracking: {name} is not installed ({error.name})", "tracking", "pip install 'ProfoundVelocity[tracking]'") from None
+        raise UserError(
+            f"tracking: {name} is not installed ({error.name})", "tracking", "pip install 'ProfoundVelocity[tracking]'"
+        ) from None

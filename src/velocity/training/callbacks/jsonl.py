@@ -14,9 +14,11 @@ class JsonlMetrics:
         self.stream = path.open("a", encoding="utf-8")
 
     def on_step(self, line: Mapping[str, float]) -> None:
+        """Tell a step's numbers."""
         self._write(line)
 
     def on_eval(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        """Tell an evaluation's numbers."""
         self._write({"step": step, "eval": results})
 
     def _write(self, line: Mapping[str, object]) -> None:
@@ -24,4 +26,5 @@ class JsonlMetrics:
         self.stream.flush()
 
     def close(self) -> None:
+        """Write what is left, and end."""
         self.stream.close()

@@ -17,11 +17,16 @@ class MLflow:
         mlflow.log_dict(dict(job), "job.json")
 
     def on_step(self, line: Mapping[str, float]) -> None:
-        mlflow.log_metrics({f"train/{name}": value for name, value in line.items() if name != "step"}, int(line["step"]))
+        """Tell a step's numbers."""
+        mlflow.log_metrics(
+            {f"train/{name}": value for name, value in line.items() if name != "step"}, int(line["step"])
+        )
 
     def on_eval(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        """Tell an evaluation's numbers."""
         for name, result in results.items():
             mlflow.log_metrics({f"eval/{name}/{key}": value for key, value in result.items()}, step)
 
     def close(self) -> None:
+        """Write what is left, and end."""
         mlflow.end_run()

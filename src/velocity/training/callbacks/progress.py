@@ -20,12 +20,18 @@ class ProgressReport:
         self.total, self.started, self.began_at, self.last = total, time.monotonic(), done, 0.0
         self.bar: Progress | None = None
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[now]}"),
+            )
             self.bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
             self.task = self.bar.add_task(name, total=total, completed=done, now="")
             self.bar.start()
 
     def on_step(self, line: Mapping[str, float]) -> None:
+        """Tell a step's numbers."""
         step = int(line["step"])
         now = f"loss {line['loss']:.4f}  {line['tokens_per_second']:,.0f} tokens/s"
         if self.bar is not None:
@@ -36,9 +42,11 @@ class ProgressReport:
             print(f"step {step}/{self.total}  {now}  {left:,.0f} s left", file=sys.stderr, flush=True)
 
     def on_eval(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        """Tell an evaluation's numbers."""
         found = "  ".join(f"{name}: perplexity {result['perplexity']:.2f}" for name, result in results.items())
         self.console.print(f"step {step}  {found}", highlight=False)
 
     def close(self) -> None:
+        """Write what is left, and end."""
         if self.bar is not None:
             self.bar.stop()

@@ -15,14 +15,17 @@ class TensorBoard:
         self.writer = SummaryWriter(str(folder / "tensorboard"))
 
     def on_step(self, line: Mapping[str, float]) -> None:
+        """Tell a step's numbers."""
         for name, value in line.items():
             if name != "step":
                 self.writer.add_scalar(f"train/{name}", value, int(line["step"]))
 
     def on_eval(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        """Tell an evaluation's numbers."""
         for name, result in results.items():
             self.writer.add_scalar(f"eval/{name}/loss", result["loss"], step)
             self.writer.add_scalar(f"eval/{name}/perplexity", result["perplexity"], step)
 
     def close(self) -> None:
+        """Write what is left, and end."""
         self.writer.close()

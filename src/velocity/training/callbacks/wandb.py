@@ -19,10 +19,13 @@ class WandB:
         )  # fmt: skip
 
     def on_step(self, line: Mapping[str, float]) -> None:
+        """Tell a step's numbers."""
         self.run.log({f"train/{name}": value for name, value in line.items()}, step=int(line["step"]))
 
     def on_eval(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        """Tell an evaluation's numbers."""
         self.run.log({f"eval/{name}/{key}": value for name, result in results.items() for key, value in result.items()})
 
     def close(self) -> None:
+        """Write what is left, and end."""
         self.run.finish()

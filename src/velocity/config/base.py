@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Tag, ValidationError
 
 from velocity.errors import Problem, UserError
 
@@ -20,7 +20,7 @@ from velocity.errors import Problem, UserError
 class Config(BaseModel):
     """A frozen section of a job file; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -60,13 +60,16 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Mark]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the job file: {error}", str(path), "give the path of a YAML file") from None
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         data = loader.construct_document(node) if node else None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"not valid YAML: {error.problem}", f"{path}:{line}", "see docs/guides/job-file.md") from None
+    except (yaml.YAMLError, ValueError) as error:  # a control character; a date such as 2024-13-45
+        what = f"not valid YAML: {str(error).splitlines()[0]}"
+        raise UserError(what, str(path), "see docs/guides/job-file.md") from None
     if not isinstance(data, dict):
         raise UserError("a job file is a mapping of keys to values", f"{path}:1", "start with 'task: pretrain'")
     assert node is not None, "a mapping was read from it"
@@ -97,7 +100,7 @@ def apply_override(data: dict[str, Any], mark: Mark, text: str) -> None:
         )
     try:
         parsed = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise UserError(f"the value of '{path}' is not valid YAML: {value}", "command line", "quote it") from None
     parts = [int(part) if part.isdigit() else part for part in path.split(".")]
     node: Any = data
@@ -110,14 +113,20 @@ def apply_override(data: dict[str, Any], mark: Mark, text: str) -> None:
         raise UserError(
             f"'{path}' does not lead to a value that can be set", "command line", f"check '{text}'"
         ) from None
-    mark.children[parts[-1]] = Mark("command line")
+    mark.children[parts[-1]] = _mark_value(parsed, "command line")
+
+
+def _mark_value(value: Any, where: str) -> Mark:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return Mark(where, {name: _mark_value(item, where) for name, item in items})
 
 
 def _descend(node: Any, part: str | int, text: str) -> Any:
-    """The container under `part`; a missing one, or a word such as `auto` in its place, becomes an empty mapping."""
+    """The container under `part`; a missing one becomes an empty mapping, and a word the mapping it stands for."""
     try:
         if isinstance(node, dict) and not isinstance(node.get(part), (dict, list)):
-            node[part] = {}
+            word = node.get(part)
+            node[part] = {"path": word} if isinstance(word, str) and word != "auto" else {}
         return node[part]
     except (TypeError, IndexError, KeyError):
         raise UserError(f"'{text}' names a place that the job file does not have", "command line") from None
@@ -128,31 +137,48 @@ def validate(kind: type[AnyConfig], data: dict[str, Any], mark: Mark) -> AnyConf
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise UserError([_problem(kind, mark, item) for item in error.errors()]) from None
+        raise UserError(_problems(kind, mark, error.errors())) from None
 
 
-def _problem(kind: type[Config], mark: Mark, error: Any) -> Problem:
+def _problems(kind: type[Config], mark: Mark, errors: Sequence[Any]) -> list[Problem]:
+    """One problem a place, though a union complains once a member; a key that was misspelt is not missing as well."""
+    unknown = [error["loc"] for error in errors if error["type"] == "extra_forbidden"]
+    meant = {(*loc[:-1], *_nearest(kind, loc)) for loc in unknown}
+    named: dict[str, Any] = {}
+    for error in errors:
+        if error["type"] != "missing" or error["loc"] not in meant:
+            named.setdefault(".".join(_written(mark, error)), error)
+    return [_problem(kind, mark, name, error) for name, error in named.items()]
+
+
+def _nearest(kind: type[Config], path: Sequence[str | int]) -> list[str]:
+    known = [name for name in _fields_at(kind, path[:-1]) if name != path[-1]]
+    return difflib.get_close_matches(str(path[-1]), known, n=1)
+
+
+def _problem(kind: type[Config], mark: Mark, name: str, error: Any) -> Problem:
     path = tuple(error["loc"])
-    name = ".".join(_written(mark, path))
     where = mark.find(path).where
     if error["type"] == "extra_forbidden":
-        known = sorted(_fields_at(kind, path[:-1]))
-        near = difflib.get_close_matches(str(path[-1]), known, n=1)
+        near, known = _nearest(kind, path), sorted(_fields_at(kind, path[:-1]))
         fix = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
         return Problem(f"unknown key '{name}'", where, fix)
     if error["type"] == "missing":
         return Problem(f"'{name}' is missing", where, f"add '{path[-1]}: …'")
     message = error["msg"].removeprefix("Value error, ")
     what, _, fix = message.partition("; ")
+    if not path:  # two keys contradict each other: the message begins with the one to change
+        where = mark.find(re.split(r"[^\w.]", what)[0].split(".")).where
     value = error["input"]
     shown = "" if isinstance(value, (dict, list, BaseModel)) else f" (it is {value!r})"
     return Problem(f"{name}: {what}{shown}" if name else what, where, fix)
 
 
-def _written(mark: Mark, path: Sequence[str | int]) -> Iterator[str]:
-    """The parts of `path` that the file has, and the last; a union's tag stands in no file."""
+def _written(mark: Mark, error: Any) -> Iterator[str]:
+    """The parts of the error's place that the file has, and a last one it has not; a union's tag stands in no file."""
+    path = error["loc"]
     for i, part in enumerate(path):
-        if part in mark.children or i == len(path) - 1:
+        if part in mark.children or (error["type"] in ("missing", "invalid_key") and i == len(path) - 1):
             yield str(part)
         mark = mark.children.get(part, mark)
 
@@ -163,7 +189,8 @@ def _fields_at(kind: Any, path: Sequence[str | int]) -> Iterator[str]:
     if origin is typing.Annotated:
         yield from _fields_at(arguments[0], path)
     elif origin in (typing.Union, types.UnionType):
-        for member in arguments:
+        tagged = [member for member in arguments if path and Tag(str(path[0])) in typing.get_args(member)]
+        for member in tagged or arguments:
             yield from _fields_at(member, path)
     elif origin in (list, tuple, dict):
         yield from _fields_at(arguments[-1 if origin is dict else 0], path[1:])

@@ -49,16 +49,20 @@ class Job(Config):
     """A training job: continued pre-training or supervised fine-tuning of all parameters."""
 
     task: Literal["pretrain", "sft"] = Field(description="pretrain trains on every token, sft on the assistant's turns")
-    model: Annotated[ModelConfig, BeforeValidator(path_to_mapping)]
+    model: Annotated[ModelConfig, BeforeValidator(path_to_mapping, json_schema_input_type=str | ModelConfig)]
     output: str = Field(description="the run folder; it belongs to this job")
     seed: Annotated[int, Field(ge=0)] = 0
     data: DataConfig
     batch: BatchConfig
     optimizer: OptimizerConfig
     duration: DurationConfig
-    strategy: Annotated[StrategyConfig, BeforeValidator(_auto_to_mapping)] = StrategyConfig()
+    strategy: Annotated[
+        StrategyConfig, BeforeValidator(_auto_to_mapping, json_schema_input_type=Literal["auto"] | StrategyConfig)
+    ] = StrategyConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    tracking: Annotated[tuple[Tracker, ...], BeforeValidator(one_to_list)] = ()
+    tracking: Annotated[
+        tuple[Tracker, ...], BeforeValidator(one_to_list, json_schema_input_type=Tracker | list[Tracker])
+    ] = ()
     launch: LocalConfig = LocalConfig()
     deepspeed: dict[str, Any] = Field({}, description="raw DeepSpeed settings, passed through")
 
@@ -111,7 +115,9 @@ def _origin(job: Job, key: str, mark: Mark) -> str:
 
 
 def _item(node: Any, part: str) -> Any:
-    return node[int(part)] if isinstance(node, (list, tuple)) else node.get(part)
+    if isinstance(node, (list, tuple)):
+        node = {str(number): item for number, item in enumerate(node)}
+    return node.get(part) if isinstance(node, dict) else None  # None: half of a name with a dot in it
 
 
 def flatten(data: Any, prefix: str = "") -> dict[str, Any]:

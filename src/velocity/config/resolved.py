@@ -29,7 +29,7 @@ def _lines(data: dict[str, Any], origins: dict[str, str], prefix: str, depth: in
     for name, value in data.items():
         key, indent = f"{prefix}.{name}" if prefix else name, "  " * depth
         label = yaml.safe_dump(name, width=float("inf")).removesuffix("\n...\n").strip()
-        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        if isinstance(value, list) and value and all(isinstance(item, dict) and item for item in value):
             lines.append(f"{indent}{label}:")
             for i, item in enumerate(value):
                 inner = _lines(item, origins, f"{key}.{i}", depth + 2)
@@ -37,7 +37,7 @@ def _lines(data: dict[str, Any], origins: dict[str, str], prefix: str, depth: in
         elif isinstance(value, dict) and value:
             lines += [f"{indent}{label}:", *_lines(value, origins, key, depth + 1)]
         else:
-            lines.append(f"{indent}{label}: {json.dumps(value)}  # {origins.get(key, 'default')}")
+            lines.append(f"{indent}{label}: {json.dumps(value, ensure_ascii=False)}  # {origins.get(key, 'default')}")
     return lines
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from velocity.config.base import Config
 
@@ -51,17 +51,21 @@ class SourceConfig(Config):
     split: str = Field("train", description="split of a Hugging Face dataset")
 
 
-Source = Annotated[SourceConfig, BeforeValidator(path_to_mapping)]
-Sources = Annotated[tuple[Source, ...], BeforeValidator(one_to_list), Field(min_length=1)]
+# What may stand in a file in place of the full form is named for the JSON Schema: editors are not to mark it as wrong.
+Source = Annotated[SourceConfig, BeforeValidator(path_to_mapping, json_schema_input_type=str | SourceConfig)]
+OneOrMore = str | SourceConfig | list[str | SourceConfig]
+Sources = Annotated[
+    tuple[Source, ...], BeforeValidator(one_to_list, json_schema_input_type=OneOrMore), Field(min_length=1)
+]
 
 
 class DataConfig(Config):
     """What to train and evaluate on, and how records become rows."""
 
     train: Sources = Field(description="one source or a list")
-    eval: Annotated[dict[str, Sources], BeforeValidator(_one_to_named)] = Field(
-        {}, description="one, or several by name"
-    )
+    eval: Annotated[
+        dict[str, Sources], BeforeValidator(_one_to_named, json_schema_input_type=OneOrMore | dict[str, OneOrMore])
+    ] = Field({}, description="one, or several by name")
     eval_every: PositiveInt | None = Field(None, description="steps between evaluations; five times a run if left out")
     sequence_length: Annotated[int, Field(ge=8)] = Field(1024, description="tokens of a row, and at most of a sequence")
     packing: bool = Field(True, description="several sequences a row, isolated from each other")
@@ -113,6 +117,8 @@ class AdamWConfig(ScheduleConfig):
 
 class SGDConfig(ScheduleConfig):
     """Stochastic gradient descent; its steps show a wrong gradient scale, which AdamW hides."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["kind", "learning_rate"]})  # without kind it is AdamW
 
     kind: Literal["sgd"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -1,0 +1,73 @@
+"""Runs contenders one after another, each in a process of its own, in rounds. It knows no contender by name.
+
+A contender is a script that prints one JSON line last. Rounds alternate their order, so that a machine that grows
+slower or faster while we measure favours nobody; the best round counts, because what disturbs only ever slows down.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+SHOWN_LINES = 15
+
+
+def plain_environment(cache: Path) -> dict[str, str]:
+    """A user's environment: without anything that Velocity's launcher sets, with no network and an empty cache."""
+    from velocity.launch.local import environment
+
+    set_by_us = set(environment(1, 1, gpus=False)) - {"PATH"}
+    kept = {name: value for name, value in os.environ.items() if name not in set_by_us}
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache / "datasets")}
+    return {**kept, **offline}
+
+
+def velocity_environment(cache: Path) -> dict[str, str]:
+    """The same with what `velocity run` gives the one process that it starts on this machine."""
+    from velocity.launch.local import environment
+    from velocity.planner.hardware import detect
+
+    hardware = detect()
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    added = environment(1, hardware.cores, gpus=bool(hardware.gpus))
+    return {**plain_environment(cache), **added, **place}
+
+
+def run_script(script: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> Result:
+    """What the script printed last, as JSON; RuntimeError with the end of its messages where it failed."""
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False)
+    lines = done.stdout.strip().splitlines()
+    if done.returncode != 0 or not lines:
+        said = "\n".join([*lines, *done.stderr.splitlines()][-SHOWN_LINES:])
+        raise RuntimeError(f"{' '.join(command)} ended with status {done.returncode}:\n{said}")
+    result: Result = json.loads(lines[-1])
+    return result
+
+
+def order(names: Sequence[str], rounds: int) -> list[str]:
+    """Who runs when: every name once a round, every second round from the back."""
+    return [name for number in range(rounds) for name in (names if number % 2 == 0 else names[::-1])]
+
+
+def hold(names: Sequence[str], rounds: int, run: Callable[[str], Result], seconds: str = "seconds") -> dict[str, Result]:
+    """Each contender's best round: the one of the fewest `seconds`."""
+    best: dict[str, Result] = {}
+    for number, name in enumerate(order(names, rounds), 1):
+        result = run(name)
+        print(f"[{number}/{len(names) * rounds}] {name}: {result[seconds]:.2f} s", file=sys.stderr, flush=True)
+        if name not in best or result[seconds] < best[name][seconds]:
+            best[name] = result
+    return best
+
+
+def peak_bytes() -> int:
+    """The highest resident memory of this process since it was started (not of the one that it was forked from)."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024

@@ -1,0 +1,123 @@
+"""The demo: from a stock model to one that knows security, with the numbers before and after. `make demo` runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import corpus
+import model
+import sources
+from answers import answer
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+TOP = HERE.parent.parent
+DEMO = Path("runs/demo")
+# Every how many records one is kept for the evaluation during the demo: 8,000 and 5,000 tokens remain.
+SAMPLED = {"unseen": 6, "general": 40}
+QUESTIONS = 2
+
+
+def main() -> int:
+    """Run every step, print the table, write runs/demo/summary.json; return the exit status."""
+    os.chdir(TOP)
+    started = time.monotonic()
+    try:
+        say(1, "fetching the model and the texts")
+        found = sources.fetch(DEMO / "downloads")
+        say(2, "converting SmolLM2-135M to safetensors (once, half a minute)")
+        model.convert(found["model"], DEMO / "base")
+        say(3, "building the corpus")
+        corpus.build(found, DEMO / "corpus")
+    except (sources.SourceError, model.ModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name, every in SAMPLED.items():
+        sample(DEMO / "corpus" / f"{name}.jsonl", every)
+    say(4, "training: two jobs, one command")
+    jobs = [str((HERE / f"{name}.yaml").relative_to(TOP)) for name in ("pretrain", "sft")]
+    print("  $ velocity run", *jobs, flush=True)
+    status = subprocess.run([sys.executable, "-m", "velocity", "run", *jobs], check=False).returncode
+    if status:
+        return status
+    say(5, "asking both models about entities that training never described")
+    questions = unseen_questions(DEMO / "corpus" / "chats_unseen.jsonl")
+    answers = {name: answer(folder, questions) for name, folder in folders().items()}
+    summary = summarise(answers, questions, time.monotonic() - started)
+    (DEMO / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    show(summary)
+    return 0
+
+
+def say(number: int, what: str) -> None:
+    """A headline of the demo."""
+    print(f"[{number}/5] {what}", flush=True)
+
+
+def folders() -> dict[str, Path]:
+    """The model before and after."""
+    return {"before": DEMO / "base", "after": DEMO / "sft" / "model"}
+
+
+def sample(path: Path, every: int) -> None:
+    """`NAME_sample.jsonl` holds every so-manieth record of `NAME.jsonl`."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.with_name(f"{path.stem}_sample.jsonl").write_text("".join(lines[::every]), encoding="utf-8")
+
+
+def unseen_questions(path: Path) -> list[str]:
+    """One question each about a few entities that training never described."""
+    chats = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    asked = [chat["messages"][0]["content"] for chat in chats if chat["id"].endswith("/which")]
+    return asked[:: len(asked) // QUESTIONS][:QUESTIONS]
+
+
+def summarise(answers: dict[str, list[str]], questions: list[str], seconds: float) -> dict[str, Any]:
+    """Perplexities from the two runs' metrics.jsonl, with the answers."""
+    evaluations = {"before": evaluation("pretrain", first=True), "after": evaluation("sft", first=False)}
+    return {
+        **{
+            when: {f"{name}_perplexity": found[name]["perplexity"] for name in SAMPLED}
+            for when, found in evaluations.items()
+        },
+        "questions": [
+            {"question": question, **{when: texts[i] for when, texts in answers.items()}}
+            for i, question in enumerate(questions)
+        ],
+        "seconds": round(seconds, 1),
+    }
+
+
+def evaluation(run: str, *, first: bool) -> dict[str, Any]:
+    """The first or the last evaluation of a run."""
+    lines = [json.loads(line) for line in (DEMO / run / "metrics.jsonl").read_text().splitlines()]
+    results: list[dict[str, Any]] = [line["eval"] for line in lines if "eval" in line]
+    return results[0 if first else -1]
+
+
+def show(summary: dict[str, Any]) -> None:
+    """The table, the answers, and where things are."""
+    console = Console(highlight=False)
+    table = Table("perplexity on", "before", "after", "change", title="What the training changed")
+    for name, words in (("unseen", "unseen security entities"), ("general", "general English")):
+        before, after = (summary[when][f"{name}_perplexity"] for when in ("before", "after"))
+        table.add_row(words, f"{before:.2f}", f"{after:.2f}", f"{after / before - 1:+.1%}")
+    console.print(table)
+    for asked in summary["questions"]:
+        console.print(f"\n[bold]Q[/bold] {asked['question']}", markup=True)
+        for when in ("before", "after"):
+            console.print(f"  {when}: ", end="")
+            console.print(asked[when].strip() or "(nothing)", markup=False)
+    console.print(f"\nThe tuned model: {folders()['after']}   the runs: velocity show {DEMO}/pretrain, {DEMO}/sft")
+    console.print(f"The numbers: {DEMO}/summary.json   in all {summary['seconds']:.0f} s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

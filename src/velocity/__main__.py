@@ -1,0 +1,5 @@
+"""`python -m velocity` is `velocity`."""
+
+from velocity.cli import main
+
+main()

@@ -1,0 +1,65 @@
+"""One pool of two rank processes for the whole test session: starting a job a check would take 15 s each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+
+def _serve(rank: int, size: int, port: int, inbox: Any, outbox: Any) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_SIZE=str(size),
+        MASTER_ADDR="localhost", MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu",
+    )  # fmt: skip
+    import torch
+
+    from velocity.distributed import comm
+
+    torch.set_num_threads(1)
+    ranks = comm.from_environment()
+    comm.start(ranks)
+    while (call := inbox.get()) is not None:
+        function, arguments = call
+        try:
+            outbox.put((rank, function(ranks, *arguments), None))
+        except BaseException as error:  # the test shows it
+            outbox.put((rank, None, f"rank {rank}: {error!r}\n{traceback.format_exc()}"))
+    comm.stop()
+
+
+class Pool:
+    """`pool(function, *arguments)` calls `function(ranks, *arguments)` on every rank and returns the results by rank."""
+
+    def __init__(self, size: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        self.outbox = context.Queue()
+        self.inboxes = [context.Queue() for _ in range(size)]
+        self.processes = [
+            context.Process(target=_serve, args=(rank, size, port, inbox, self.outbox), daemon=True)
+            for rank, inbox in enumerate(self.inboxes)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        for inbox in self.inboxes:
+            inbox.put((function, arguments))
+        answers = sorted((self.outbox.get(timeout=240) for _ in self.inboxes), key=lambda answer: answer[0])
+        failures = [failure for _, _, failure in answers if failure]
+        assert not failures, "\n".join(failures)
+        return [result for _, result, _ in answers]
+
+    def close(self) -> None:
+        for inbox in self.inboxes:
+            inbox.put(None)
+        for process in self.processes:
+            process.join(timeout=20)
+            if process.is_alive():
+                process.kill()

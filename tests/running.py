@@ -1,0 +1,118 @@
+"""Runs a job's training steps in this process or on a pool's ranks, with the parts that `velocity run` builds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.making import chat, job_data, tiny_model_folder, write_jsonl
+from velocity.config.job import Job
+from velocity.data.loader import Corpus, Share, TrainLoader
+from velocity.data.prepare import Preparation
+from velocity.distributed.comm import Ranks
+from velocity.distributed.deepspeed_engine import DeepSpeedEngine
+from velocity.distributed.ds_config import deepspeed_config
+from velocity.distributed.engine import TrainEngine
+from velocity.distributed.torch_engine import TorchEngine
+from velocity.models.load import load_model
+from velocity.models.scorer import CausalScorer
+from velocity.objectives.build import build_objective
+from velocity.training.checkpoint import Checkpoints, TrainState
+from velocity.training.optimizer import build_optimizer
+from velocity.training.run import build_engine
+from velocity.training.trainer import Parts, Plan, Trainer
+
+WORDS = "check the length of every input and copy no more bytes than the buffer holds ".split()
+
+
+def ragged_rows(count: int = 60) -> list[dict[str, Any]]:
+    """Chats whose answers have 1 to 60 words: rows train on very different numbers of tokens."""
+    return [
+        chat("Why? " * (1 + i % 3), " ".join(WORDS[(i + k) % len(WORDS)] for k in range(1 + (i * i * 7) % 40)))
+        for i in range(count)
+    ]
+
+
+def prepare_folder(folder: Path, **model: Any) -> Path:
+    """`folder` holds a tiny model and ragged chats, as `job_data` names them."""
+    tiny_model_folder(folder / "model", **model)
+    write_jsonl(folder / "train.jsonl", ragged_rows())
+    return folder
+
+
+def make_job(folder: Path, changes: Mapping[str, Any]) -> Job:
+    """The job of a prepared folder; `changes` holds dotted keys."""
+    data: dict[str, Any] = job_data(folder)
+    data["strategy"] = {"zero": 0, "precision": "fp32", "recompute": "none"}
+    data["batch"] = {"rows": 8, "micro": 2}
+    data["launch"] = {"processes": 1}
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        (data[section] if section else data)[name] = value
+    return Job.model_validate(data)
+
+
+class Recorder:
+    """A callback that keeps every line."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, float]] = []
+        self.evaluations: list[Any] = []
+
+    def on_step(self, line: Mapping[str, float]) -> None:
+        self.lines.append(dict(line))
+
+    def on_eval(self, step: int, results: Any) -> None:
+        self.evaluations.append((step, results))
+
+    def close(self) -> None:
+        pass
+
+
+def loader_of(job: Job, ranks: Ranks) -> TrainLoader:
+    """The job's own loader, for one rank."""
+    preparation = Preparation(job, Path(job.model.path), lambda text: None)
+    stores = [preparation.source(source) for source in job.data.train]
+    assert isinstance(job.batch.micro, int)
+    share = Share(ranks.rank, ranks.world_size, job.batch.micro)
+    return TrainLoader(Corpus(stores, [source.weight for source in job.data.train]), job, share)
+
+
+def plain_engine(job: Job) -> TorchEngine:
+    """The reference engine of a job."""
+    model = load_model(Path(job.model.path), job.model, "fp32")
+    assert isinstance(job.batch.micro, int)
+    scorer = CausalScorer(model, job.batch.micro * job.data.sequence_length)
+    return TorchEngine(scorer, build_optimizer(scorer, job.optimizer), job.optimizer.gradient_clipping)
+
+
+def deepspeed_engine(job: Job, ranks: Ranks) -> DeepSpeedEngine:
+    """The engine that `velocity run` builds for a job."""
+    return build_engine(job, Path(job.model.path), deepspeed_config(job, ranks.world_size), ranks)
+
+
+def take_steps(job: Job, engine: TrainEngine, ranks: Ranks, steps: int = 6) -> list[tuple[float, float]]:
+    """(loss, gradient norm) of the first steps, by the trainer itself."""
+    recorder = Recorder()
+    parts = parts_of(job, engine, ranks, recorder)
+    trainer = Trainer(parts, Plan(steps, eval_every=10**9, checkpoint_every=10**9), TrainState())
+    for _ in range(steps):
+        trainer.step()
+    return [(line["loss"], line["grad_norm"]) for line in recorder.lines]
+
+
+def parts_of(job: Job, engine: TrainEngine, ranks: Ranks, recorder: Recorder) -> Parts:
+    """What the trainer is made of, with a recorder for a callback."""
+    return Parts(
+        engine=engine,
+        objective=build_objective(job),
+        micro_batches=loader_of(job, ranks).micro_batches,
+        eval_sets={},
+        checkpoints=Checkpoints(Path(job.output) / "checkpoints", 3, first=ranks.first),
+        callbacks=[recorder],
+        optimizer=job.optimizer,
+        stopping=lambda: False,
+        seed=lambda step: None,
+        measure=lambda rate: {},
+    )

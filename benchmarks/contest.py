@@ -56,15 +56,14 @@ def order(names: Sequence[str], rounds: int) -> list[str]:
     return [name for number in range(rounds) for name in (names if number % 2 == 0 else names[::-1])]
 
 
-def hold(names: Sequence[str], rounds: int, run: Callable[[str], Result], seconds: str = "seconds") -> dict[str, Result]:
-    """Each contender's best round: the one of the fewest `seconds`."""
+def hold(names: Sequence[str], rounds: int, run: Callable[[str], Result], least: str = "seconds") -> dict[str, Result]:
+    """Each contender's best round, that of the `least`; in the order of `names`."""
     best: dict[str, Result] = {}
     for number, name in enumerate(order(names, rounds), 1):
         result = run(name)
-        print(f"[{number}/{len(names) * rounds}] {name}: {result[seconds]:.2f} s", file=sys.stderr, flush=True)
-        if name not in best or result[seconds] < best[name][seconds]:
-            best[name] = result
-    return best
+        print(f"[{number}/{len(names) * rounds}] {name}: {result['seconds']:.2f} s", file=sys.stderr, flush=True)
+        best[name] = min(best.get(name, result), result, key=lambda found: float(found[least]))
+    return {name: best[name] for name in names}
 
 
 def peak_bytes() -> int:

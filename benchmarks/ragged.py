@@ -1,4 +1,4 @@
-"""The data that benchmarks share: chats of very different lengths, and corpora of a given size. It knows no tokenizer."""
+"""What benchmarks train on: chats of very different lengths, corpora of a given size. It knows no tokenizer."""
 
 from __future__ import annotations
 

@@ -57,7 +57,14 @@ class Report:
     def describe(self) -> dict[str, Any]:
         """The report as plain values, without the machine it was measured on."""
         figures = [
-            {"name": f.name, "value": round(f.value, 4), "unit": f.unit, "target": f.target, "met": f.met}
+            {
+                "name": f.name,
+                "value": round(f.value, 4),
+                "unit": f.unit,
+                "target": f.target,
+                "at_most": f.at_most,
+                "met": f.met,
+            }
             for f in self.figures
         ]
         rows = [dict(zip(self.columns, row, strict=True)) for row in self.rows]

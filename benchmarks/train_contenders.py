@@ -38,10 +38,10 @@ class Pass:
         return {**vars(self), "peak_bytes": peak_bytes()}
 
 
-def job_text(model: Path, chats: Path, folder: Path) -> str:
+def job_text(model: Path, data_file: Path, folder: Path, task: str = "sft") -> str:
     """The job file that all contenders take their data from; Velocity trains it."""
-    data = {"train": str(chats), "sequence_length": 1024, "on_long_chat": "skip", "cache": str(folder / "cache")}
-    job = {"task": "sft", "model": str(model), "output": str(folder / "run"), "data": data, "batch": {"rows": 1},
+    data = {"train": str(data_file), "sequence_length": 1024, "on_long_chat": "skip", "cache": str(folder / "cache")}
+    job = {"task": task, "model": str(model), "output": str(folder / "run"), "data": data, "batch": {"rows": 1},
            "optimizer": {"learning_rate": RATE}, "duration": {"epochs": 1}}  # fmt: skip
     return json.dumps(job)  # JSON is YAML
 
@@ -71,7 +71,7 @@ def velocity(job_file: Path, *, strategy: Mapping[str, Any]) -> Pass:
     job, inputs, loader = prepare(job_file, tuple(f"strategy.{key}={value}" for key, value in strategy.items()))
     comm.start(comm.from_environment())
     lines: list[Mapping[str, float]] = []
-    trainer = _trainer(job, inputs, loader, lines)
+    trainer, attention = _trainer(job, inputs, loader, lines)
     fresh, total = vars(trainer.state).copy(), trainer.plan.total
     trainer.step()
     lines.clear()
@@ -84,13 +84,12 @@ def velocity(job_file: Path, *, strategy: Mapping[str, Any]) -> Pass:
     tokens = sum(batch.tokens for step in range(total) for batch in loader.micro_batches(step))
     trained = int(sum(line["tokens"] for line in lines))
     loss = sum(line["loss"] * line["tokens"] for line in lines) / trained
-    attention = trainer.parts.engine.engine.module.model.config._attn_implementation
     chosen = f"{attention}, {job.strategy.precision}, ZeRO {job.strategy.zero}, recompute {job.strategy.recompute}"
     return Pass(tokens, trained, total, seconds, loss, chosen)
 
 
-def _trainer(job: Any, inputs: Any, loader: Any, lines: list[Mapping[str, float]]) -> Any:
-    """The trainer as `training/run.py` builds it, with one callback that collects its lines."""
+def _trainer(job: Any, inputs: Any, loader: Any, lines: list[Mapping[str, float]]) -> tuple[Any, str]:
+    """The trainer as `training/run.py` builds it, with one callback that collects its lines; and its attention."""
     from velocity.distributed import comm
     from velocity.distributed.ds_config import deepspeed_config
     from velocity.objectives.build import build_objective
@@ -107,13 +106,13 @@ def _trainer(job: Any, inputs: Any, loader: Any, lines: list[Mapping[str, float]
         def close(self) -> None: ...
 
     total = loader.steps(1)
+    scorer, engine = build_engine(job, inputs.model_folder, deepspeed_config(job, 1), comm.from_environment())
     parts = Parts(
-        engine=build_engine(job, inputs.model_folder, deepspeed_config(job, 1), comm.from_environment()),
-        objective=build_objective(job), micro_batches=loader.micro_batches, eval_sets={},
+        engine=engine, objective=build_objective(job), micro_batches=loader.micro_batches, eval_sets={},
         checkpoints=Checkpoints(Path(job.output), 1, first=True), callbacks=[Collector()], optimizer=job.optimizer,
         stopping=lambda: False, seed=lambda step: None, measure=lambda speed: {},
     )  # fmt: skip
-    return Trainer(parts, Plan(total, total, total), TrainState())
+    return Trainer(parts, Plan(total, total, total), TrainState()), _attention(scorer.model)
 
 
 def bare(job_file: Path) -> Pass:
@@ -249,7 +248,9 @@ CONTENDERS = {
     ),
     "bare": Contender("bare loop, masked sdpa, fp32", bare),
     "bare-env": Contender("bare loop, our environment", bare, True),
-    "velocity-fp32": Contender("Velocity, fp32, ZeRO 0", _of(velocity, strategy={"precision": "fp32", "zero": 0}), True),
+    "velocity-fp32": Contender(
+        "Velocity, fp32, ZeRO 0", _of(velocity, strategy={"precision": "fp32", "zero": 0}), True
+    ),
     "trl-padded-bf16": Contender("TRL padded, its defaults, bf16", _of(trl, packing=False, bf16=True)),
     "velocity-auto": Contender("Velocity, strategy: auto", _of(velocity, strategy={}), True),
 }

@@ -17,6 +17,7 @@ TEXT = (
     "The attacker controls what lies behind it. Validate the length of every input, and check it again.\n"
     "def copy(source, target):\n    for i, byte in enumerate(source):\n        target[i] = byte\n"
     "Größe, naïve, 日本語, 🙂. What is CWE-121? It is a stack-based buffer overflow. Which input is checked? None is.\n"
+    "a [1] b [2] c [3] d [4] e [5] f [6]\n\nOne title\n\nAnother title\n\nA third title\n\n"
 )
 # Special tokens of each model family: those with a role, then the others. The template `mistral-v1` is of `mistral`.
 FAMILIES: dict[str, dict[str, str]] = {
@@ -31,6 +32,11 @@ SPECIAL = {
     "qwen2_5": ["<|im_start|>"],
     "qwen3": ["<|im_start|>"],
 }
+# How Llama 3 and Qwen split a text; unlike GPT-2's way it makes one token of several newlines.
+NEWER_SPLIT = "|".join([
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"[^\r\n\p{L}\p{N}]?\p{L}+", r"\p{N}{1,3}",
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+",
+])  # fmt: skip
 
 
 def read_template(name: str) -> str:
@@ -40,12 +46,16 @@ def read_template(name: str) -> str:
 
 @cache
 def _backend(family: str, add_bos: bool) -> str:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     roles = FAMILIES[family]
     special = list(dict.fromkeys([*roles.values(), *SPECIAL.get(family, [])]))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if family in ("llama3", "qwen2_5", "qwen3"):
+        splitter = pre_tokenizers.Split(Regex(NEWER_SPLIT), "isolated")
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([splitter, level])
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(

@@ -32,7 +32,7 @@ def _serve(rank: int, size: int, port: int, inbox: Any, outbox: Any) -> None:
 
 
 class Pool:
-    """`pool(function, *arguments)` calls `function(ranks, *arguments)` on every rank and returns the results by rank."""
+    """`pool(function, *arguments)` calls `function(ranks, *arguments)` on every rank; the results come by rank."""
 
     def __init__(self, size: int) -> None:
         context = multiprocessing.get_context("spawn")

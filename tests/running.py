@@ -23,13 +23,29 @@ from velocity.training.optimizer import build_optimizer
 from velocity.training.run import build_engine
 from velocity.training.trainer import Parts, Plan, Trainer
 
-WORDS = "check the length of every input and copy no more bytes than the buffer holds ".split()
+WORDS = [
+    "check",
+    "the",
+    "length",
+    "of",
+    "every",
+    "input",
+    "and",
+    "copy",
+    "no",
+    "more",
+    "bytes",
+    "than",
+    "the",
+    "buffer",
+    "holds",
+]
 
 
 def ragged_rows(count: int = 60) -> list[dict[str, Any]]:
     """Chats whose answers have 1 to 60 words: rows train on very different numbers of tokens."""
     return [
-        chat("Why? " * (1 + i % 3), " ".join(WORDS[(i + k) % len(WORDS)] for k in range(1 + (i * i * 7) % 40)))
+        chat("Why? " * (1 + i % 3), " ".join(WORDS[(i + k) % len(WORDS)] for k in range(1 + 7 * i * i % 40)))
         for i in range(count)
     ]
 
@@ -89,7 +105,7 @@ def plain_engine(job: Job) -> TorchEngine:
 
 def deepspeed_engine(job: Job, ranks: Ranks) -> DeepSpeedEngine:
     """The engine that `velocity run` builds for a job."""
-    return build_engine(job, Path(job.model.path), deepspeed_config(job, ranks.world_size), ranks)
+    return build_engine(job, Path(job.model.path), deepspeed_config(job, ranks.world_size), ranks)[1]
 
 
 def take_steps(job: Job, engine: TrainEngine, ranks: Ranks, steps: int = 6) -> list[tuple[float, float]]:

@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 import corpus
 import model
 import sources
 from answers import answer
-from rich.console import Console
-from rich.table import Table
 
 HERE = Path(__file__).parent
 TOP = HERE.parent.parent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -160,6 +161,7 @@ def _report() -> Callable[[str], None]:
 
 
 DEBUG = False
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -174,4 +176,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
+    except OSError as error:
+        if DEBUG:
+            raise
+        fix = (
+            "free space, or set another output and data.cache"
+            if error.errno in FULL
+            else "check the path and its rights"
+        )
+        print(f"error: {JobError(str(error.strerror), str(error.filename or 'standard output'), fix)}", file=sys.stderr)
+        sys.exit(JobError.exit_status)
     sys.exit(0)

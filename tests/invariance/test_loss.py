@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.pool import Pool
-from tests.running import deepspeed_engine, make_job, plain_engine, prepare_folder, take_steps
+from tests.running import deepspeed_engine, loader_of, make_job, plain_engine, prepare_folder, take_steps
 from velocity.distributed.comm import Ranks
 
 TOLERANCE = 1e-5
@@ -65,7 +65,7 @@ def test_two_ranks_give_the_same_as_one_process(
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_unpacked_rows_give_the_same_on_two_ranks(pool: Pool, folder: Path, zero: int) -> None:
-    # 7 rows on 2 ranks in micro-batches of 2: ranks have different numbers of rows, and one an empty micro-batch
+    # 5 rows on 2 ranks in micro-batches of 1: the second rank's last micro-batch is empty
     changes = {"data.packing": False, "batch.rows": 5, "batch.micro": 1}
     job = make_job(folder, changes)
     expected = take_steps(job, plain_engine(job), Ranks())
@@ -89,8 +89,6 @@ def test_a_packed_batch_has_the_loss_and_gradient_of_its_sequences_one_by_one(fo
     packed = make_job(folder, {"batch.rows": 100})
     unpacked = make_job(folder, {"data.packing": False, "batch.rows": 60})  # one batch is the whole data set
     # a packed epoch has fewer than 100 rows, so its batch holds parts of the next: compare one epoch's worth
-    from tests.running import loader_of
-
     rows = loader_of(packed, Ranks()).epoch_rows(0)
     packed = make_job(folder, {"batch.rows": len(rows)})
     one = take_steps(packed, plain_engine(packed), Ranks())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from velocity.data.batch import IGNORED, Batch
+from velocity.batch import IGNORED, Batch
 from velocity.data.encode import TokenSequence
 
 

@@ -103,13 +103,15 @@ class Encoder:
     def _render(self, messages: Sequence[Message], prompt: bool = False) -> str:
         try:
             rendered = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
-        except (jinja2.TemplateError, TypeError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise RecordError("messages", f"the chat template refuses it: {error}") from None
         return str(rendered)
 
     def _chat(self, chat: Chat) -> list[TokenSequence]:
         messages = chat.messages
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if turns[0] == 0:
+            raise RecordError("messages[0]", "the assistant speaks first: there is no prompt that it answers")
         text = self._render(messages)
         spans = [self._span(messages, turn, text) for turn in turns]
         if all(text.startswith(whole) for _, whole in spans):
@@ -132,28 +134,30 @@ class Encoder:
         ids, find = self._with_places(text)
         trained = np.zeros(len(ids), dtype=np.uint8)
         for start, end in spans:
-            first, last = find(start, end), find(end, len(text))
-            turn = range(first, last)
+            (first, straddles), (last, _) = find(start, end), find(end, len(text))
+            turn = range(first + straddles, last)  # a token across either border is the neighbour's
             ends = [i for i in turn if ids[i] in self.special]
             if not ends or self.tokenizer.decode(ids[ends[-1] + 1 : last]).strip():
                 raise RecordError("messages", "the chat template ends the assistant's turn without a special token")
-            trained[first : ends[-1] + 1] = 1
+            trained[turn.start : ends[-1] + 1] = 1
         trained[0] = 0
         return TokenSequence(np.asarray(ids, dtype=np.int32), trained)
 
-    def _with_places(self, text: str) -> tuple[list[int], Callable[[int, int], int]]:
-        """The text's ids, and a function from (place, limit) to the first token that begins at the place or behind."""
+    def _with_places(self, text: str) -> tuple[list[int], Callable[[int, int], tuple[int, bool]]]:
+        """The text's ids, and a function from (place, limit) to the first token that ends behind the place.
+
+        With it comes whether that token begins before the place.
+        """
         if self.backend is None:
             raise RecordError("messages", "chats need a fast tokenizer (one with a tokenizer.json)")
         self.backend.encode_special_tokens = False
         encoding = self.backend.encode(text, add_special_tokens=False)
         place, count = encoding.char_to_token, len(encoding.ids)
 
-        def find(start: int, limit: int) -> int:
+        def find(start: int, limit: int) -> tuple[int, bool]:
             found = (place(i) for i in range(start, limit))
             token = next((index for index in found if index is not None), count)
-            straddles = start > 0 and token < count and place(start - 1) == token
-            return token + 1 if straddles else token
+            return token, start > 0 and token < count and place(start - 1) == token
 
         return list(encoding.ids), find
 

@@ -43,7 +43,8 @@ def remote_hash(url: str) -> str:
     """What a remote file system says of a file's content: its entity tag, or size and time."""
     system, inner = fsspec.core.url_to_fs(url)
     facts = system.info(inner)
-    keys = ("ETag", "etag", "md5Hash", "generation", "size", "LastModified", "mtime")
+    keys = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "generation", "size",
+            "LastModified", "Last-Modified", "last_modified", "mtime", "created")  # fmt: skip
     return digest([url, [str(facts.get(key)) for key in keys]])
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from velocity.batch import Batch
 from velocity.config.job import Job
-from velocity.data.batch import Batch
 from velocity.data.collate import collate
 from velocity.data.encode import Ids, TokenSequence
 from velocity.data.mixture import epoch_indices

@@ -12,14 +12,16 @@ from velocity.data.pack import Indices
 def epoch_indices(sizes: Sequence[int], weights: Sequence[float], seed: int, epoch: int) -> Indices:
     """Indices into the sources laid end to end, shuffled.
 
-    A weight of 2.5 sees every sequence twice and half of them once more; which half moves on from epoch to epoch.
+    A weight of 2.5 sees every sequence twice and half of them once more; which half moves on from epoch to epoch. Of a
+    share at least one is seen: no source is left out.
     """
     parts = []
     offset = 0
     for source, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
         whole, share = int(weight), weight - int(weight)
         parts += [np.arange(size)[:, None].repeat(whole, axis=1).ravel() + offset]
-        if extra := round(share * size):
+        if share:
+            extra = max(1, round(share * size))
             order = np.random.default_rng([seed, source]).permutation(size)
             parts.append(np.take(order, np.arange(epoch * extra, (epoch + 1) * extra), mode="wrap") + offset)
         offset += size

@@ -61,18 +61,15 @@ class _Worker:
     def work(self, chunk: Chunk) -> _Encoded:
         """The chunk's sequences and rejects, in the order of its rows."""
         sequences, lines, rejects = [], [], []
-        for line, row in enumerate(chunk.rows, chunk.first):
-            if chunk.raw and not row.strip():
-                continue
+        rows = [(line, row) for line, row in enumerate(chunk.rows, chunk.first) if not chunk.raw or row.strip()]
+        for line, row in rows:
             try:
-                value = json.loads(row) if chunk.raw else row
+                value = _parse_json(row) if chunk.raw else row
                 made = self.encoder.encode(records.parse(value, self.source.format, self.source.fields))
                 sequences += made
                 lines += [line] * len(made)
             except records.RecordError as error:
                 rejects.append(Reject(chunk.file, line, error.field, str(error), isinstance(error, LongChat)))
-            except ValueError as error:
-                rejects.append(Reject(chunk.file, line, "", f"not valid JSON: {error}", False))
         empty = np.zeros(0, dtype=np.int32)
         lengths = np.array([len(sequence.ids) for sequence in sequences], dtype=np.int32)
         block = Block(
@@ -82,7 +79,14 @@ class _Worker:
             np.full(len(lengths), chunk.file, dtype=np.int32),
             np.array(lines, dtype=np.int64),
         )
-        return _Encoded(block, rejects, len(chunk.rows), sum(sequence.cut for sequence in sequences))
+        return _Encoded(block, rejects, len(rows), sum(sequence.cut for sequence in sequences))
+
+
+def _parse_json(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise records.RecordError("", f"not valid JSON: {error}") from None
 
 
 def _start_worker() -> None:
@@ -116,7 +120,7 @@ class Preparation:
         files = list_files(source)
         code = folder_hash((Path(module.__file__ or "") for module in (encode, records, sources)), self.cache)
         hashes = [_file_hash(file, self.cache) for file in files]
-        names = [file.path for file in files]
+        names = [(file.path, file.split) for file in files]
         settings = [source.format, source.fields, asdict(self.rules), self.job.data.on_bad_record]
         key = digest([code, self.tokenizer_hash, settings, list(zip(names, hashes, strict=True))])
         return open_or_build(self.cache / "sequences" / key, lambda folder: self._build(folder, source, files, hashes))
@@ -180,9 +184,17 @@ def _add(counts: dict[str, int], done: _Encoded) -> None:
 
 def _file_hash(file: File, cache: Path) -> str:
     if file.kind == "hub":
-        from huggingface_hub import HfApi
-
-        return str(HfApi().dataset_info(file.path).sha)
+        return _hub_hash(file.path)
     if file.kind == "saved" and "://" not in file.path:
         return folder_hash((path for path in Path(file.path).rglob("*") if path.is_file()), cache)
     return remote_hash(file.path) if "://" in file.path else content_hash(Path(file.path), cache)
+
+
+def _hub_hash(name: str) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return str(HfApi().dataset_info(name).sha)
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        raise sources.no_dataset(name, error) from None

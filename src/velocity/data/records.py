@@ -66,7 +66,8 @@ def _recognise(row: Mapping[str, Any]) -> str:
     for name, needed in TELLING:
         if all(field in row for field in needed):
             return name
-    raise RecordError("", f"no format has the fields {sorted(row)}; name data.train.format and fields")
+    names = sorted(map(str, row))  # a CSV row with too many cells has a field without a name
+    raise RecordError("", f"no format has the fields {names}; name data.train.format and fields")
 
 
 def _string(row: Mapping[str, Any], field: str) -> str:
@@ -76,7 +77,16 @@ def _string(row: Mapping[str, Any], field: str) -> str:
         raise RecordError(field, f"'{field}' {what}")
     if not value.strip():
         raise RecordError(field, f"'{field}' is empty")
-    return value
+    return _characters(value, field)
+
+
+def _characters(text: str, field: str) -> str:
+    """The text; JSON can hold half of a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RecordError(field, f"{text[error.start]!r} at character {error.start} is no character") from None
+    return text
 
 
 def _prompt_completion(row: Mapping[str, Any]) -> Chat:
@@ -110,10 +120,10 @@ def _message(message: Any, field: str) -> Message:
     if not isinstance(message, dict):
         raise RecordError(field, f"a message is an object with role and content, not {type(message).__name__}")
     if "from" in message and "role" not in message:  # ShareGPT
-        role = SHAREGPT_ROLES.get(message["from"])
-        if role is None:
-            raise RecordError(f"{field}.from", f"unknown speaker {message['from']!r}; one of {sorted(SHAREGPT_ROLES)}")
-        return {"role": role, "content": message.get("value")}
+        speaker = message["from"]
+        if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
+            raise RecordError(f"{field}.from", f"unknown speaker {speaker!r}; one of {sorted(SHAREGPT_ROLES)}")
+        return {"role": SHAREGPT_ROLES[speaker], "content": message.get("value")}
     return message
 
 
@@ -125,6 +135,7 @@ def _checked(messages: Sequence[Any]) -> Chat:
         content = message.get("content")
         if not isinstance(content, str) and not message.get("tool_calls"):
             raise RecordError(f"messages[{i}].content", f"content is {type(content).__name__}, not text")
+        _characters(content or "", f"messages[{i}].content")
     if not any(message["role"] == "assistant" for message in messages):
         raise RecordError("messages", "no turn of the assistant: there is nothing to train on")
     return Chat(tuple(messages))

@@ -21,6 +21,7 @@ from velocity.errors import UserError
 
 CHUNK_ROWS = 512
 CHUNK_BYTES = 1 << 20
+LARGEST_CELL = 1 << 30  # of a CSV file; Python's own limit is 128 KiB, less than a long text
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv",
          ".parquet": "parquet", ".txt": "text", ".md": "text", ".markdown": "text"}  # fmt: skip
 COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".zip"}
@@ -63,10 +64,11 @@ def _list_path(source: SourceConfig) -> list[File]:
             if system.exists(f"{inner}/state.json") or system.exists(f"{inner}/dataset_dict.json"):
                 return [File(path, "saved", source.split)]
             names = [name for name in system.find(inner) if _kind(name) and "/." not in name.removeprefix(inner)]
+        elif system.isfile(inner):
+            names = [inner]
         else:
-            names = system.glob(inner) if any(letter in inner for letter in "*?[") else [inner]
-            names = [name for name in names if system.isfile(name)]
-    except (OSError, ImportError, ValueError) as error:
+            names = [name for name in system.glob(inner) if system.isfile(name)]
+    except Exception as error:  # every file system has errors of its own
         raise UserError(f"cannot list {path}: {error}", "data", "check the address and your credentials") from None
     unknown = [name for name in names if not _kind(name)]
     if unknown:
@@ -88,7 +90,9 @@ def read_chunks(files: Iterable[File]) -> Iterator[Chunk]:
     for number, file in enumerate(files):
         try:
             yield from READERS[file.kind](file, number)
-        except (OSError, UnicodeDecodeError, EOFError, ValueError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # every decompressor has errors of its own
             raise UserError(f"cannot read the file: {error}", file.path, "is it whole, and in UTF-8?") from None
 
 
@@ -129,7 +133,8 @@ def _csv(file: File, number: int) -> Iterator[Chunk]:
     with _open(file) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         delimiter = "\t" if ".tsv" in file.path else ","
-        yield from _chunked(csv.DictReader(text, delimiter=delimiter), number)
+        csv.field_size_limit(LARGEST_CELL)
+        yield from _chunked(csv.DictReader(text, delimiter=delimiter), number, first=2)  # line 1 names the fields
 
 
 def _parquet(file: File, number: int) -> Iterator[Chunk]:
@@ -161,8 +166,13 @@ def _hub(file: File, number: int) -> Iterator[Chunk]:
         data = datasets.load_dataset(file.path, split=file.split, streaming=True)
         yield from _chunked(data, number)
     except (ConnectionError, FileNotFoundError, RuntimeError) as error:
-        what = f"'{file.path}' is no file here, and as a dataset of the hub it cannot be read: {type(error).__name__}"
-        raise UserError(what, "data", "check the path or the dataset's name") from None
+        raise no_dataset(file.path, error) from None
+
+
+def no_dataset(name: str, error: Exception) -> UserError:
+    """What to say where a path that looks like a dataset of the hub is none."""
+    what = f"'{name}' is no file here, and as a dataset of the hub it cannot be read: {type(error).__name__}"
+    return UserError(what, "data", "check the path or the dataset's name")
 
 
 def _split(data: Any, file: File) -> Any:

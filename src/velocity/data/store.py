@@ -120,6 +120,8 @@ def open_or_build(folder: Path, build: Callable[[Path], None]) -> SequenceStore:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder.with_suffix(".lock")):
         if not folder.is_dir():
+            for torn in folder.parent.glob(f".{folder.name}.*"):  # left by a process that was killed
+                shutil.rmtree(torn, ignore_errors=True)
             temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
             try:
                 build(temporary)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from velocity.data.batch import Batch
+from velocity.batch import Batch
 from velocity.distributed import comm
 from velocity.distributed.comm import Ranks
 from velocity.distributed.engine import StepStats
@@ -36,7 +36,7 @@ class DeepSpeedEngine:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.engine: Any = deepspeed.initialize(model=scorer, optimizer=optimizer, config=dict(config))[0]
-        self.ranks, self.optimizer = ranks, optimizer
+        self.ranks, self.scorer = ranks, scorer
         self.stage: int = config["zero_optimization"]["stage"]
         self._stats = StepStats(0.0, skipped=False)
         if self.stage == 0:
@@ -44,7 +44,7 @@ class DeepSpeedEngine:
             optimizer.register_step_pre_hook(lambda *_: self._before_step(clipping))
 
     def _before_step(self, clipping: float) -> None:
-        self._stats = clip_or_drop(self.engine.module.parameters(), clipping)
+        self._stats = clip_or_drop(self.scorer.parameters(), clipping)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return logps_BS: the log-probability of each label."""
@@ -89,8 +89,9 @@ class DeepSpeedEngine:
         import deepspeed
 
         whole: dict[str, Tensor] = {}
-        for name, parameter in self.engine.module.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter]):
-                if self.ranks.first:
-                    whole[name.removeprefix("model.")] = parameter.detach().cpu().clone()
+        saved = self.scorer.state_dict().keys()  # some buffers are part of a model, most are not
+        for name, tensor in [*self.scorer.named_parameters(), *self.scorer.named_buffers()]:
+            with deepspeed.zero.GatheredParameters([tensor]):
+                if self.ranks.first and name in saved:
+                    whole[name.removeprefix("model.")] = tensor.detach().cpu().clone()
         return whole

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from velocity.data.batch import Batch
+from velocity.batch import Batch
 
 
 @dataclass(frozen=True)

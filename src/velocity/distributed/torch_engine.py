@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from velocity.data.batch import Batch
+from velocity.batch import Batch
 from velocity.distributed.engine import StepStats
 from velocity.distributed.gradients import clip_or_drop
 

@@ -1,39 +1,57 @@
-"""A question put to a policy before training, answered by measuring: do packed sequences see each other?"""
+"""Measured before training: do packed sequences see each other, and are the scores those of the model's logits?"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from velocity.data.batch import Batch
-from velocity.data.collate import collate
-from velocity.data.encode import TokenSequence
+from velocity.batch import IGNORED, Batch
 from velocity.errors import UserError
+from velocity.models.scorer import CausalScorer
 
 LENGTH = 8
 TOLERANCE = 0.05  # nats; a leak moves log-probabilities by whole ones, 16-bit rounding by hundredths
 
 
-def _sequence(seed: int, vocabulary: int) -> TokenSequence:
-    ids = np.random.default_rng(seed).integers(0, vocabulary, LENGTH).astype(np.int32)
-    return TokenSequence(ids, np.array([0] + [1] * (LENGTH - 1), dtype=np.uint8))
+def _row(seeds: tuple[int, ...], vocabulary: int) -> Batch:
+    """One row of random sequences, of which everything is trained on."""
+    sequences = [torch.randint(vocabulary, (LENGTH,), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    labels = [torch.cat([ids[1:], torch.tensor([IGNORED])]) for ids in sequences]
+    positions = torch.arange(LENGTH).repeat(len(seeds))
+    return Batch(torch.cat(sequences)[None], positions[None], torch.cat(labels)[None], ((LENGTH,) * len(seeds),))
 
 
 def isolation_gap(policy: Callable[[Batch], Tensor], vocabulary: int) -> float:
     """How far a sequence's log-probabilities move when its neighbour in the row changes: 0 where they are isolated."""
-    last = _sequence(0, vocabulary)
     with torch.no_grad():
-        one, other = (policy(collate([[_sequence(seed, vocabulary), last]]))[0, LENGTH:] for seed in (1, 2))
+        one, other = (policy(_row((seed, 0), vocabulary))[0, LENGTH:] for seed in (1, 2))
     return float((one - other).abs().max())
 
 
 def check_isolation(policy: Callable[[Batch], Tensor], vocabulary: int) -> None:
     """Nothing, or UserError where packed sequences see each other."""
     gap = isolation_gap(policy, vocabulary)
-    if not gap <= TOLERANCE or math.isnan(gap):
+    if not gap <= TOLERANCE:
         what = f"packed sequences see each other with this model's attention (by {gap:.2g} nats)"
         raise UserError(what, "model.attention", "set model.attention: auto, or data.packing: false")
+
+
+@torch.no_grad()
+def scoring_gap(policy: Callable[[Batch], Tensor], scorer: CausalScorer) -> float:
+    """How far the policy's log-probabilities are from those of the model's own logits."""
+    batch = _row((0,), scorer.vocabulary)
+    device = next(scorer.parameters()).device
+    logits_SV = scorer.whole_logits(batch.input_ids_BS[0].to(device))
+    labels_S = batch.input_ids_BS[0, 1:].to(device)
+    expected_S = torch.log_softmax(logits_SV[:-1].float(), dim=-1).gather(-1, labels_S[:, None])[:, 0]
+    return float((policy(batch)[0, :-1] - expected_S).abs().max())
+
+
+def check_scores(policy: Callable[[Batch], Tensor], scorer: CausalScorer) -> None:
+    """Nothing, or UserError where the architecture does more behind its layers than the scorer knows."""
+    gap = scoring_gap(policy, scorer)
+    if not gap <= TOLERANCE:
+        what = f"this architecture's logits are not its head's (off by {gap:.2g} nats): it is not supported"
+        raise UserError(what, "model.path", "choose another model, and report this one's name")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from velocity.data.batch import IGNORED
+from velocity.batch import IGNORED
 
 CHUNK_BYTES = 1 << 28  # of fp32 logits that exist at once
 
@@ -49,7 +49,8 @@ class CausalScorer(nn.Module):
         config: Any = model.config
         text_config = config.get_text_config()
         self.rules = head_rules(text_config)
-        chunk_tokens = max(128, CHUNK_BYTES // (4 * text_config.vocab_size))
+        self.vocabulary: int = text_config.vocab_size
+        chunk_tokens = max(128, CHUNK_BYTES // (4 * self.vocabulary))
         self.chunks = max(1, math.ceil(max_tokens / chunk_tokens))
 
     def forward(
@@ -65,21 +66,23 @@ class CausalScorer(nn.Module):
         return logps_BS.masked_scatter(labels_BS != IGNORED, logps_N)
 
     def _hidden(self, ids_T: Tensor, positions_T: Tensor, lengths_B: tuple[tuple[int, ...], ...]) -> Tensor:
-        lengths = [length for row in lengths_B for length in row]
-        bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=ids_T.device)
-        longest = max(lengths)
         model: Any = self.model
         output = model.base_model(
             input_ids=ids_T[None],
             position_ids=positions_T[None],
             use_cache=False,  # with a cache, transformers no longer isolates by position ids
-            cu_seq_lens_q=bounds,
-            cu_seq_lens_k=bounds,
-            max_length_q=longest,
-            max_length_k=longest,
+            **_bounds(lengths_B, ids_T.device),
         )
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
+
+    def whole_logits(self, ids_S: Tensor) -> Tensor:
+        """logits_SV of one short sequence, by the model's own forward: what `forward` is checked against."""
+        positions_S = torch.arange(len(ids_S), device=ids_S.device)
+        bounds = _bounds(((len(ids_S),),), ids_S.device)
+        model: Any = self.model
+        logits: Tensor = model(ids_S[None], position_ids=positions_S[None], use_cache=False, **bounds).logits[0]
+        return logits
 
     def _score(self, hidden_ND: Tensor, labels_N: Tensor) -> Tensor:
         """logps_N, a chunk of the head at a time; a chunk's logits are computed again in backward.
@@ -98,6 +101,14 @@ class CausalScorer(nn.Module):
         if self.rules.softcap is not None:
             logits_NV = self.rules.softcap * torch.tanh(logits_NV / self.rules.softcap)
         return -F.cross_entropy(logits_NV, labels_N, reduction="none")
+
+
+def _bounds(lengths_B: tuple[tuple[int, ...], ...], device: torch.device) -> dict[str, Any]:
+    """Where sequences begin and end, under the names of transformers' FlashAttentionKwargs."""
+    lengths = [length for row in lengths_B for length in row]
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    longest = max(lengths)
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
 
 
 def _real(like_BS: Tensor, lengths_B: tuple[tuple[int, ...], ...]) -> Tensor:

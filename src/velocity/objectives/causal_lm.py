@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from velocity.data.batch import Batch
+from velocity.batch import Batch
 from velocity.objectives.objective import LossOutput, Policy
 
 

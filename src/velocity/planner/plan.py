@@ -75,6 +75,8 @@ def _processes(job: Job, hardware: Hardware) -> tuple[int, str]:
 def _precision(job: Job, hardware: Hardware) -> tuple[Precision, str]:
     if job.strategy.precision != "auto":
         return job.strategy.precision, ""
+    if job.strategy.zero == 0:
+        return "fp32", "zero: 0 is for fp32; with zero: 1 the planner may choose 16 bit"
     if hardware.bf16:
         return "bf16", "the hardware multiplies in bf16; master weights stay in fp32"
     if hardware.gpus:

@@ -1,4 +1,4 @@
-"""All that can be known of a job without loading weights: its data, its masks, its batches. It prints and returns values."""
+"""All that can be known of a job without loading weights: its data, its masks, its batches."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _describe(stores: Sequence[SequenceStore], job: Job) -> SetReport:
 
 def print_check(found: CheckReport) -> None:
     """The report for a person, on standard output."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     job = found.job.job
     table = Table(title=f"{job.task}: data in tokens of {job.model.path}")
     for name in ("set", "records", "left out", "cut", "sequences", "tokens", "trained on", "rows", "filled"):
@@ -92,7 +92,7 @@ def print_check(found: CheckReport) -> None:
     for key, why in found.job.origins.items():
         if why.startswith("planner: "):
             console.print(f"{key}: {why.removeprefix('planner: ')}")
-    console.print("\nA sample, [green]green[/green] where it is trained on:")
+    console.print("\nA sample; [green]«green»[/green] is trained on:")
     console.print(colour(found.sample, found.tokenizer))
     console.print(
         "\nAll sequences hold: one BOS where the model wants one, turns end with a special token, no padding."
@@ -100,12 +100,13 @@ def print_check(found: CheckReport) -> None:
 
 
 def colour(sequence: TokenSequence, tokenizer: Any) -> Text:
-    """The sequence's text; green where it is trained on, dim elsewhere."""
+    """The sequence's text; «green» where it is trained on, dim elsewhere (a log has no colours, so both)."""
     text = Text()
     ids, trained = sequence.ids[:SAMPLE_TOKENS], sequence.trained[:SAMPLE_TOKENS]
     start = 0
     for end in range(1, len(ids) + 1):
         if end == len(ids) or trained[end] != trained[start]:
-            text.append(tokenizer.decode(ids[start:end]), style="green" if trained[start] else "dim")
+            part = tokenizer.decode(ids[start:end])
+            text.append(*((f"«{part}»", "green") if trained[start] else (part, "dim")))
             start = end
     return text

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from velocity.data.batch import Batch
+from velocity.batch import Batch
 from velocity.distributed.engine import TrainEngine
 from velocity.objectives.objective import Objective
 

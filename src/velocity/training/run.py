@@ -26,10 +26,10 @@ from velocity.data.tokenizer import load_tokenizer
 from velocity.distributed import comm
 from velocity.distributed.comm import Ranks
 from velocity.distributed.deepspeed_engine import DeepSpeedEngine
-from velocity.errors import InterruptedRun, VelocityError
+from velocity.errors import InterruptedRun, JobError, VelocityError
 from velocity.models.export import model_card, save_model
 from velocity.models.load import load_model
-from velocity.models.probe import check_isolation
+from velocity.models.probe import check_isolation, check_scores
 from velocity.models.scorer import CausalScorer
 from velocity.objectives.build import build_objective
 from velocity.training.callbacks.build import build_callbacks
@@ -51,10 +51,10 @@ def train(run: RunFolder, ranks: Ranks) -> None:
     loader = TrainLoader(
         _corpus(environment["data"]["train"], [source.weight for source in job.data.train]), job, share
     )
-    engine = build_engine(job, Path(environment["model_folder"]), json.loads(run.deepspeed.read_text()), ranks)
-    vocabulary = engine.engine.module.model.config.get_text_config().vocab_size
+    scorer, engine = build_engine(job, Path(environment["model_folder"]), json.loads(run.deepspeed.read_text()), ranks)
+    check_scores(engine, scorer)
     if job.data.packing:
-        check_isolation(engine, vocabulary)
+        check_isolation(engine, scorer.vocabulary)
     checkpoints = Checkpoints(run.checkpoints, job.checkpoint.keep, first=ranks.first)
     state = checkpoints.resume(engine)
     total = total_steps(job, loader)
@@ -71,18 +71,20 @@ def train(run: RunFolder, ranks: Ranks) -> None:
         optimizer=job.optimizer,
         stopping=_stop_flag(),
         seed=lambda step: _seed(job.seed, step, ranks.rank),
-        measure=_measure(engine, environment["hardware"], ranks),
+        measure=_measure(scorer, environment["hardware"], ranks),
     )
     every = job.data.eval_every or max(1, math.ceil(total / 5))
     try:
         Trainer(parts, Plan(total, every, job.checkpoint.every), state).run()
     finally:
         _close(callbacks)
-    _export(run, job, engine, environment, ranks)
+    _export(run, job, (scorer, engine), environment, ranks)
 
 
-def build_engine(job: Job, model_folder: Path, config: dict[str, Any], ranks: Ranks) -> DeepSpeedEngine:
-    """The model of a folder under DeepSpeed; under ZeRO 3 it is partitioned while it loads."""
+def build_engine(
+    job: Job, model_folder: Path, config: dict[str, Any], ranks: Ranks
+) -> tuple[CausalScorer, DeepSpeedEngine]:
+    """The model of a folder, and the engine that runs it; under ZeRO 3 it is partitioned while it loads."""
     strategy = job.strategy
     model = load_model(
         model_folder, job.model, strategy.precision,
@@ -90,7 +92,7 @@ def build_engine(job: Job, model_folder: Path, config: dict[str, Any], ranks: Ra
     )  # fmt: skip
     scorer = CausalScorer(model, _micro(job) * job.data.sequence_length)
     optimizer = build_optimizer(scorer, job.optimizer)
-    return DeepSpeedEngine(scorer, optimizer, config, ranks, job.optimizer.gradient_clipping)
+    return scorer, DeepSpeedEngine(scorer, optimizer, config, ranks, job.optimizer.gradient_clipping)
 
 
 def _micro(job: Job) -> int:
@@ -121,8 +123,8 @@ def _stop_flag() -> Callable[[], bool]:
     return lambda: bool(asked)
 
 
-def _measure(engine: DeepSpeedEngine, hardware: Mapping[str, Any], ranks: Ranks) -> Callable[[float], dict[str, float]]:
-    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.engine.module.parameters())
+def _measure(scorer: CausalScorer, hardware: Mapping[str, Any], ranks: Ranks) -> Callable[[float], dict[str, float]]:
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in scorer.parameters())
     gpu = hardware["gpus"][0][0] if hardware["gpus"] else ""
 
     def measure(tokens_per_second: float) -> dict[str, float]:
@@ -137,7 +139,10 @@ def _close(callbacks: list[Callback]) -> None:
         callback.close()
 
 
-def _export(run: RunFolder, job: Job, engine: DeepSpeedEngine, environment: Mapping[str, Any], ranks: Ranks) -> None:
+def _export(
+    run: RunFolder, job: Job, built: tuple[CausalScorer, DeepSpeedEngine], environment: Mapping[str, Any], ranks: Ranks
+) -> None:
+    scorer, engine = built
     weights = engine.weights()
     if ranks.first:
         folder = Path(environment["model_folder"])
@@ -154,7 +159,7 @@ def _export(run: RunFolder, job: Job, engine: DeepSpeedEngine, environment: Mapp
             "evaluations": run.evaluations(),
             "settings": job.model_dump(mode="json", exclude={"data", "launch"}),
         }
-        save_model(engine.engine.module.model, weights, tokenizer, run.model, model_card(facts))
+        save_model(scorer.model, weights, tokenizer, run.model, model_card(facts))
         run.set_status("complete", steps=len(lines))
     comm.wait_for_all()
 
@@ -174,13 +179,23 @@ def main(folder: str) -> int:
             run.set_status("interrupted", why=str(stopped))
         return stopped.exit_status
     except VelocityError as error:
-        run.fail(ranks.rank, str(error), error.exit_status, "")
-        return error.exit_status
+        return _failed(run, ranks, error, "")
+    except torch.OutOfMemoryError:
+        fix = "strategy.zero: 3, strategy.recompute: layers, batch.micro: 1, or a shorter data.sequence_length"
+        return _failed(run, ranks, JobError("the GPU's memory is full", f"rank {ranks.rank} on {comm.host()}", fix))
     except Exception as error:
-        what = f"rank {ranks.rank} on {comm.host()}: {type(error).__name__}: {error}"
-        run.fail(ranks.rank, what, 1, traceback.format_exc())
-        return 1
+        what = f"{type(error).__name__}: {error}"
+        return _failed(run, ranks, JobError(what, f"rank {ranks.rank} on {comm.host()}", "--debug shows the traceback"))
     return 0
+
+
+def _failed(run: RunFolder, ranks: Ranks, error: VelocityError, trace: str | None = None) -> int:
+    """The failure lies in the run folder, or on standard error where the folder cannot be written; the exit status."""
+    try:
+        run.fail(ranks.rank, str(error), error.exit_status, traceback.format_exc() if trace is None else trace)
+    except OSError:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    return error.exit_status
 
 
 def _quieten() -> None:

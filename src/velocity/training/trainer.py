@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from velocity.batch import Batch
 from velocity.config.sections import AdamWConfig, SGDConfig
-from velocity.data.batch import Batch
 from velocity.distributed.engine import StepStats, TrainEngine
 from velocity.errors import InterruptedRun, JobError
 from velocity.objectives.objective import Objective

@@ -14,7 +14,7 @@ from velocity.training.callbacks.progress import ProgressReport
 
 def build_callbacks(folder: Path, job: Mapping[str, Any], total: int, done: int) -> list[Callback]:
     """metrics.jsonl and the progress report, and what `tracking` names."""
-    always: list[Callback] = [JsonlMetrics(folder / "metrics.jsonl"), ProgressReport(folder.name, total, done)]
+    always: list[Callback] = [JsonlMetrics(folder / "metrics.jsonl"), ProgressReport(folder, total, done)]
     return always + [_tracker(name, folder, job) for name in job["tracking"]]
 
 

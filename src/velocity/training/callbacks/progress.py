@@ -1,10 +1,10 @@
-"""Progress on standard error: a bar on a terminal, a line now and then in a log."""
+"""Progress: a bar on a terminal, lines now and then elsewhere, and the same lines in log.txt."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,8 +15,9 @@ LINE_SECONDS = 10.0
 class ProgressReport:
     """Steps done, loss, tokens a second and the time that remains."""
 
-    def __init__(self, name: str, total: int, done: int) -> None:
+    def __init__(self, folder: Path, total: int, done: int) -> None:
         self.console = Console(stderr=True)
+        self.log = (folder / "log.txt").open("a", encoding="utf-8")
         self.total, self.started, self.began_at, self.last = total, time.monotonic(), done, 0.0
         self.bar: Progress | None = None
         if self.console.is_terminal:
@@ -27,7 +28,7 @@ class ProgressReport:
                 TextColumn("{task.fields[now]}"),
             )
             self.bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
-            self.task = self.bar.add_task(name, total=total, completed=done, now="")
+            self.task = self.bar.add_task(folder.name, total=total, completed=done, now="")
             self.bar.start()
 
     def on_step(self, line: Mapping[str, float]) -> None:
@@ -36,17 +37,24 @@ class ProgressReport:
         now = f"loss {line['loss']:.4f}  {line['tokens_per_second']:,.0f} tokens/s"
         if self.bar is not None:
             self.bar.update(self.task, completed=step, now=now)
-        elif time.monotonic() - self.last >= LINE_SECONDS or step == self.total:
+        if time.monotonic() - self.last >= LINE_SECONDS or step == self.total:
             self.last = time.monotonic()
             left = (self.last - self.started) / (step - self.began_at) * (self.total - step)
-            print(f"step {step}/{self.total}  {now}  {left:,.0f} s left", file=sys.stderr, flush=True)
+            self._write(f"step {step}/{self.total}  {now}  {left:,.0f} s left", shown=self.bar is None)
 
     def on_eval(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """Tell an evaluation's numbers."""
         found = "  ".join(f"{name}: perplexity {result['perplexity']:.2f}" for name, result in results.items())
-        self.console.print(f"step {step}  {found}", highlight=False)
+        self._write(f"step {step}  {found}", shown=True)
+
+    def _write(self, text: str, *, shown: bool) -> None:
+        """One line into log.txt, and to the person where the bar does not say it already."""
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}", file=self.log, flush=True)
+        if shown:
+            self.console.print(text, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Write what is left, and end."""
         if self.bar is not None:
             self.bar.stop()
+        self.log.close()

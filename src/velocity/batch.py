@@ -1,4 +1,7 @@
-"""What a policy scores: rows of packed sequences, as tensors. Shape letters: B rows, S tokens."""
+"""What a policy scores: rows of packed sequences, as tensors. Data make it, engines and objectives take it.
+
+Shape letters: B rows, S tokens.
+"""
 
 from __future__ import annotations
 

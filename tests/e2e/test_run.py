@@ -1,0 +1,140 @@
+"""`velocity run` as a user meets it: trains, leaves a model, is skipped when complete, stops and goes on, refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.commands import losses, start, step_lines, velocity
+from tests.making import write_job, write_jsonl
+from tests.running import prepare_folder, ragged_rows
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished job of two ranks, ZeRO 3, in 16 bit."""
+    folder = prepare_folder(tmp_path_factory.mktemp("trained"), tied=True)
+    write_jsonl(folder / "held_out.jsonl", ragged_rows(7))
+    job = write_job(
+        folder / "job.yaml",
+        data={"eval": {"unseen": str(folder / "held_out.jsonl")}},
+        strategy={"zero": 3, "precision": "bf16"},
+        launch={"processes": 2},
+        tracking=["tensorboard"],
+        duration={"epochs": 2},
+        optimizer={"learning_rate": 1e-3},
+    )
+    done = velocity("run", job)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_run_leaves_what_the_design_names(trained: Path) -> None:
+    run = trained / "run"
+    names = {path.name for path in run.iterdir()}
+    assert {
+        "job.yaml",
+        "deepspeed.json",
+        "environment.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "model",
+        "log.txt",
+    } <= names
+    fields = {"step", "loss", "tokens", "learning_rate", "grad_norm", "tokens_per_second", "seconds", "memory_gib"}
+    assert fields <= set(step_lines(run)[0])
+    assert list((run / "tensorboard").glob("events.*"))
+
+
+def test_evaluation_sets_are_scored_before_during_and_after(trained: Path) -> None:
+    lines = [json.loads(line) for line in (trained / "run" / "metrics.jsonl").read_text().splitlines()]
+    scored = [line["step"] for line in lines if "eval" in line]
+    last = step_lines(trained / "run")[-1]["step"]
+    assert scored[0] == 0
+    assert scored[-1] == last
+    assert len(scored) > 2
+    evaluations = [line["eval"]["unseen"] for line in lines if "eval" in line]
+    assert evaluations[-1]["perplexity"] < evaluations[0]["perplexity"]
+    assert len({found["tokens"] for found in evaluations}) == 1
+
+
+def test_the_job_file_says_where_each_value_came_from(trained: Path) -> None:
+    text = (trained / "run" / "job.yaml").read_text()
+    assert "zero: 3  # " in text and "job.yaml:" in text
+    assert "micro: " in text and "# planner: " in text
+    assert yaml.safe_load(text)["batch"]["micro"] >= 1
+
+
+def test_the_model_loads_in_plain_transformers_with_tokenizer_template_and_card(trained: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = trained / "run" / "model"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    before = AutoModelForCausalLM.from_pretrained(trained / "model")
+    assert tokenizer.chat_template
+    assert "Trained on" in (folder / "README.md").read_text()
+    assert all(parameter.numel() and torch.isfinite(parameter).all() for parameter in model.parameters())
+    moved = [not torch.equal(one, other) for one, other in zip(model.parameters(), before.parameters(), strict=True)]
+    assert all(moved), "all parameters are trained"
+
+
+def test_a_finished_job_says_so_and_does_nothing(trained: Path) -> None:
+    model = trained / "run" / "model" / "model.safetensors"
+    before = model.stat().st_mtime_ns
+    started = time.monotonic()
+    again = velocity("run", trained / "job.yaml")
+    assert again.returncode == 0
+    assert "is complete" in again.stderr
+    assert model.stat().st_mtime_ns == before
+    assert time.monotonic() - started < 10
+
+
+def test_another_job_in_the_same_folder_is_refused_and_fresh_moves_the_old_aside(trained: Path) -> None:
+    refused = velocity("run", trained / "job.yaml", "seed=1")
+    assert refused.returncode == 2
+    assert "seed: 0 → 1" in refused.stderr and "--fresh" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_show_and_check_tell_of_the_run(trained: Path) -> None:
+    shown = velocity("show", trained / "run", "--json")
+    summary = json.loads(shown.stdout)
+    assert summary["state"]["state"] == "complete"
+    assert summary["losses"] == [loss for _, loss, _ in losses(trained / "run")]
+    checked = velocity("check", trained / "job.yaml")
+    assert checked.returncode == 0, checked.stderr
+    assert "trained on" in checked.stdout and "«" in checked.stdout
+
+
+def test_a_stopped_run_exits_75_and_goes_on_to_the_same_losses(trained: Path, tmp_path: Path) -> None:
+    prepare_folder(tmp_path)
+    jobs = {
+        name: write_job(
+            tmp_path / f"{name}.yaml",
+            output=str(tmp_path / name),
+            duration={"steps": 80},
+            checkpoint={"every": 1000},
+            optimizer={"learning_rate": 1e-3},
+        )
+        for name in ("straight", "stopped")
+    }
+    assert velocity("run", jobs["straight"]).returncode == 0
+    process = start("run", jobs["stopped"])
+    while not step_lines(tmp_path / "stopped"):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert "run the same command to go on" in said
+    assert 0 < len(losses(tmp_path / "stopped")) < 80
+    assert velocity("run", jobs["stopped"]).returncode == 0
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")

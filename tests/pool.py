@@ -19,6 +19,7 @@ def _serve(rank: int, size: int, port: int, inbox: Any, outbox: Any) -> None:
 
     from velocity.distributed import comm
 
+    comm.die_with_parent()
     torch.set_num_threads(1)
     ranks = comm.from_environment()
     comm.start(ranks)
@@ -42,7 +43,7 @@ class Pool:
         self.outbox = context.Queue()
         self.inboxes = [context.Queue() for _ in range(size)]
         self.processes = [
-            context.Process(target=_serve, args=(rank, size, port, inbox, self.outbox), daemon=True)
+            context.Process(target=_serve, args=(rank, size, port, inbox, self.outbox))
             for rank, inbox in enumerate(self.inboxes)
         ]
         for process in self.processes:

@@ -181,12 +181,7 @@ def test_no_template_is_refused_with_the_key_that_gives_one():
 def test_a_chat_that_its_template_refuses_is_a_bad_record_with_the_templates_reason():
     messages = tuple({"role": role, "content": "x"} for role in ("user", "user", "assistant"))
     said = refusal(tiny_tokenizer("mistral"), Chat(messages))
-    assert (
-        said
-        == "messages: the chat template refuses it: Conversation roles must alternate user/assistant/..."[:40]
-        + (said[40:])
-    )
-    assert "must alternate" in said
+    assert said.startswith("messages: the chat template refuses it: Conversation roles must alternate")
 
 
 def test_a_message_that_its_template_cannot_render_is_a_bad_record():
@@ -294,7 +289,7 @@ def test_windows_lose_no_token_and_make_each_a_label_once(add_bos: bool):
 @pytest.mark.parametrize("offset", [-1, 0, 1])
 def test_a_text_of_about_one_window_is_split_only_where_it_must(add_bos: bool, offset: int):
     tokenizer = tiny_tokenizer("llama3", add_bos=add_bos)
-    text = "\n" * 0 + "x" * 30
+    text = "x" * 30
     count = len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 + add_bos  # with the EOS and the BOS
     windows = encoded(tokenizer, Text(text), train_on="all", length=count + offset)
     assert len(windows) == (2 if offset < 0 else 1)
@@ -342,10 +337,8 @@ def test_a_chat_that_is_too_long_is_cut_at_its_end_where_the_job_says_so():
     limit = len(whole.ids) - 4
     [sequence] = encoded(tokenizer, item, length=limit, on_long_chat="cut")
     assert sequence.cut
-    assert (sequence.ids.tolist(), sequence.trained.tolist()) == (
-        whole.ids[:limit].tolist(),
-        whole.trained[:limit].tolist(),
-    )
+    assert sequence.ids.tolist() == whole.ids[:limit].tolist()
+    assert sequence.trained.tolist() == whole.trained[:limit].tolist()
 
 
 def test_a_chat_with_nothing_left_to_train_on_is_refused_not_cut():

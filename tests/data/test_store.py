@@ -1,0 +1,146 @@
+"""Sequences on disk: they come back as they were; a store is whole or it is not there, whoever builds it and dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from velocity.data.store import Block, SequenceStore, StoreWriter, open_or_build
+
+SEQUENCES = [(np.arange(n, dtype=np.int32) + 100 * n, (np.arange(n) % 2).astype(np.uint8)) for n in (3, 1, 4, 1, 5, 9)]
+
+
+def block(first: int, last: int, file: int = 0) -> Block:
+    """The sequences from `first` to before `last`, each of its own line."""
+    part = SEQUENCES[first:last]
+    return Block(
+        np.concatenate([ids for ids, _ in part]),
+        np.concatenate([trained for _, trained in part]),
+        np.array([len(ids) for ids, _ in part], dtype=np.int32),
+        np.full(len(part), file, dtype=np.int32),
+        np.arange(first, last, dtype=np.int64) + 1,
+    )
+
+
+def write(folder: Path) -> None:
+    """Two record batches, of two files."""
+    writer = StoreWriter(folder)
+    writer.append(block(0, 2))
+    writer.append(block(2, 6, file=1))
+    writer.close({"files": ["a.jsonl", "b.jsonl"], "sequences": 6})
+
+
+@pytest.fixture(name="store")
+def _store(tmp_path: Path) -> SequenceStore:
+    return open_or_build(tmp_path / "store", write)
+
+
+def test_every_sequence_comes_back_across_record_batches(store: SequenceStore):
+    assert len(store) == 6
+    assert store.lengths.tolist() == [3, 1, 4, 1, 5, 9]
+    for index in (5, 0, 2, 1, 3, 4, 5):  # in any order
+        ids, trained = SEQUENCES[index]
+        assert store[index].ids.tolist() == ids.tolist()
+        assert store[index].trained.tolist() == trained.tolist()
+
+
+def test_the_types_are_those_that_were_written(store: SequenceStore):
+    assert (store[0].ids.dtype, store[0].trained.dtype, store.lengths.dtype) == (np.int32, np.uint8, np.int32)
+
+
+def test_each_sequence_knows_its_file_and_line(store: SequenceStore):
+    places = [store.place(index) for index in range(6)]
+    assert places == ["a.jsonl:1", "a.jsonl:2", "b.jsonl:3", "b.jsonl:4", "b.jsonl:5", "b.jsonl:6"]
+
+
+def test_blocks_are_what_was_appended(store: SequenceStore):
+    for read, written in zip(store.blocks(), [block(0, 2), block(2, 6, file=1)], strict=True):
+        for name in ("ids", "trained", "lengths", "files", "lines"):
+            assert getattr(read, name).tolist() == getattr(written, name).tolist(), name
+
+
+def test_opening_reads_no_sequence(store: SequenceStore):
+    assert isinstance(store.lengths, np.memmap)
+    assert store[5].ids.flags.writeable is False, "a view of the mapped file"
+    assert not store[5].ids.flags.owndata
+
+
+def test_a_store_that_is_there_is_not_built_again(tmp_path: Path, store: SequenceStore):
+    again = open_or_build(store.folder, lambda folder: pytest.fail("built again"))
+    assert again[5].ids.tolist() == store[5].ids.tolist()
+
+
+def left_over(folder: Path) -> list[str]:
+    """What lies there besides stores and locks."""
+    return [
+        path.name for path in folder.iterdir() if path.name.startswith(".") or (path.is_dir() and path.name != "store")
+    ]
+
+
+def test_a_build_that_fails_leaves_nothing_and_the_next_one_succeeds(tmp_path: Path):
+    def fail(folder: Path) -> None:
+        StoreWriter(folder).append(block(0, 2))
+        raise ValueError("a bad record")
+
+    with pytest.raises(ValueError, match="a bad record"):
+        open_or_build(tmp_path / "store", fail)
+    assert not (tmp_path / "store").exists() and not left_over(tmp_path)
+    assert len(open_or_build(tmp_path / "store", write)) == 6
+
+
+def count_and_write(folder: Path) -> None:
+    """Builds slowly, and leaves a mark of it beside the store."""
+    (folder.parent / f"built-by-{os.getpid()}").touch()
+    writer = StoreWriter(folder)
+    writer.append(block(0, 2))
+    time.sleep(0.3)
+    writer.append(block(2, 6, file=1))
+    writer.close({"files": ["a.jsonl", "b.jsonl"], "sequences": 6})
+
+
+def build_and_report(folder: Path, barrier: Any, results: Any) -> None:
+    barrier.wait()
+    store = open_or_build(folder, count_and_write)
+    results.put([store[index].ids.tolist() for index in range(len(store))])
+
+
+def test_of_two_processes_one_builds_and_neither_gets_a_torn_store(tmp_path: Path):
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(2), context.Queue()
+    builders = [context.Process(target=build_and_report, args=(tmp_path / "store", barrier, results)) for _ in "ab"]
+    for builder in builders:
+        builder.start()
+    found = [results.get(timeout=30) for _ in builders]
+    for builder in builders:
+        builder.join()
+    assert found == [[ids.tolist() for ids, _ in SEQUENCES]] * 2
+    assert len(list(tmp_path.glob("built-by-*"))) == 1
+
+
+def build_half(folder: Path) -> None:
+    writer = StoreWriter(folder)
+    writer.append(block(0, 2))
+    (folder.parent / "half").touch()
+    time.sleep(60)
+
+
+def test_a_builder_that_is_killed_half_way_leaves_nothing_that_is_taken_for_whole(tmp_path: Path):
+    context = multiprocessing.get_context("fork")
+    builder = context.Process(target=open_or_build, args=(tmp_path / "store", build_half))
+    builder.start()
+    while not (tmp_path / "half").exists():
+        time.sleep(0.01)
+    assert builder.pid is not None
+    os.kill(builder.pid, signal.SIGKILL)
+    builder.join()
+    assert not (tmp_path / "store").exists()
+    assert left_over(tmp_path), "the killed one could not clean up"
+    assert len(open_or_build(tmp_path / "store", write)) == 6
+    assert not left_over(tmp_path), "the next one does"

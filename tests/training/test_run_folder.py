@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from velocity.errors import UserError
+from velocity.training.run_folder import RunFolder
+
+
+def test_a_second_holder_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    with run.owned(), pytest.raises(UserError, match=r"held by process \d+ on"), RunFolder(tmp_path / "run").owned():
+        pass
+    with run.owned():
+        pass  # it is free again
+
+
+def test_rewinding_forgets_later_lines_and_a_torn_one(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 6)]
+    run.metrics.write_text("\n".join(lines) + '\n{"step": 6, "lo')
+    run.rewind(3)
+    assert [line["step"] for line in run.lines()] == [1, 2, 3]
+    assert run.metrics.read_text().endswith("}\n")
+
+
+def test_the_earliest_failure_is_the_cause(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.fail(1, "ValueError: the first", 1, "")
+    run.fail(0, "connection closed by peer", 1, "")
+    cause = run.cause()
+    assert cause is not None and cause["what"] == "ValueError: the first" and cause["rank"] == 1
+    run.forget_failures()
+    assert run.cause() is None
+
+
+def test_status_keeps_facts_from_state_to_state(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.status() == {"state": "new"}
+    run.set_status("running", inputs="abc")
+    run.set_status("complete", steps=3)
+    assert run.status() == {"state": "complete", "inputs": "abc", "steps": 3}
+
+
+def test_evaluations_are_the_first_and_the_last_of_each_set(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    rows = [{"step": step, "eval": {"unseen": {"perplexity": 10.0 - step}}} for step in (0, 3, 6)]
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run.evaluations() == {"unseen": ({"perplexity": 10.0}, {"perplexity": 4.0})}

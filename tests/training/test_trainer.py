@@ -1,0 +1,124 @@
+"""The loop with a toy engine: when it evaluates, saves, stops and gives up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.running import Recorder
+from velocity.batch import Batch
+from velocity.config.sections import SGDConfig
+from velocity.data.collate import collate
+from velocity.data.encode import TokenSequence
+from velocity.distributed.engine import StepStats
+from velocity.errors import InterruptedRun, JobError
+from velocity.objectives.causal_lm import CausalLM
+from velocity.training.checkpoint import Checkpoints, TrainState
+from velocity.training.trainer import Parts, Plan, Trainer
+
+
+class ToyEngine:
+    """A model of one number w: every label has log-probability w."""
+
+    def __init__(self, bad_steps: tuple[int, ...] = ()) -> None:
+        self.w = torch.tensor(-1.0, requires_grad=True)
+        self.gradients: list[float] = []
+        self.bad_steps = bad_steps
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return torch.where(batch.labels_BS != -100, self.w, 0.0)
+
+    def train(self, mode: bool) -> None:
+        pass
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        loss.backward()
+
+    def step(self, learning_rate: float) -> StepStats:
+        assert self.w.grad is not None
+        self.gradients.append(float(self.w.grad))
+        self.w.grad = None
+        return StepStats(abs(self.gradients[-1]), skipped=len(self.gradients) in self.bad_steps)
+
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        return value
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+
+    def load(self, folder: Path) -> None:
+        pass
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return {"w": self.w.detach()}
+
+
+def _batch(lengths: list[int]) -> Batch:
+    import numpy as np
+
+    rows = [
+        [TokenSequence(np.arange(n, dtype=np.int32), np.array([0] + [1] * (n - 1), dtype=np.uint8))] for n in lengths
+    ]
+    return collate(rows, [f"data.jsonl:{n}" for n in lengths])
+
+
+def _trainer(folder: Path, engine: ToyEngine, *, total: int = 4, **changes: Any) -> tuple[Trainer, Recorder]:
+    recorder = Recorder()
+    parts: dict[str, Any] = {
+        "engine": engine,
+        "objective": CausalLM(),
+        "micro_batches": lambda step: [_batch([3, 5]), _batch([9])],
+        "eval_sets": {"unseen": [_batch([4])]},
+        "checkpoints": Checkpoints(folder, 10, first=True),
+        "callbacks": [recorder],
+        "optimizer": SGDConfig(learning_rate=1.0, max_skipped=2),
+        "stopping": lambda: False,
+        "seed": lambda step: None,
+        "measure": lambda rate: {},
+    }
+    return Trainer(Parts(**{**parts, **changes}), Plan(total, eval_every=3, checkpoint_every=2), TrainState()), recorder
+
+
+def test_the_gradient_is_of_the_summed_loss_over_all_units(tmp_path: Path) -> None:
+    engine = ToyEngine()
+    trainer, recorder = _trainer(tmp_path, engine, total=1)
+    trainer.run()
+    # 2 + 4 + 8 labels, each with loss -w: the sum's gradient is -14, divided once by 14 units
+    assert engine.gradients == pytest.approx([-1.0])
+    assert recorder.lines[0]["loss"] == pytest.approx(1.0)
+    assert recorder.lines[0]["tokens"] == 14
+
+
+def test_it_evaluates_before_at_every_third_step_and_after_and_saves_at_every_second(tmp_path: Path) -> None:
+    trainer, recorder = _trainer(tmp_path, ToyEngine(), total=5)
+    trainer.run()
+    assert [step for step, _ in recorder.evaluations] == [0, 3, 5]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000004", "step-00000005"]
+
+
+def test_a_skipped_step_is_counted_and_the_run_goes_on(tmp_path: Path) -> None:
+    trainer, _ = _trainer(tmp_path, ToyEngine(bad_steps=(1, 3)))
+    trainer.run()
+    assert trainer.state.skipped == 2
+    assert trainer.state.skipped_in_a_row == 0
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run_and_name_records(tmp_path: Path) -> None:
+    trainer, _ = _trainer(tmp_path, ToyEngine(bad_steps=(2, 3)))
+    with pytest.raises(JobError, match=r"not finite in 2 steps in a row, to 3") as caught:
+        trainer.run()
+    assert "data.jsonl:3" in str(caught.value)
+
+
+def test_a_stop_saves_before_the_next_step(tmp_path: Path) -> None:
+    asked = iter([False, True])
+    trainer, recorder = _trainer(tmp_path, ToyEngine(), stopping=lambda: next(asked))
+    with pytest.raises(InterruptedRun, match="after step 1"):
+        trainer.run()
+    assert len(recorder.lines) == 1
+    assert (tmp_path / "step-00000001" / "COMMITTED").exists()

@@ -10,12 +10,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 Result = dict[str, Any]
 SHOWN_LINES = 15
+QUIET_CORES = 0.1
 
 
 def plain_environment(cache: Path) -> dict[str, str]:
@@ -40,15 +42,38 @@ def velocity_environment(cache: Path) -> dict[str, str]:
 
 
 def run_script(script: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> Result:
-    """What the script printed last, as JSON; RuntimeError with the end of its messages where it failed."""
+    """What the script printed last, as JSON; RuntimeError with the end of its messages where it failed.
+
+    `others_cores` is added: how many cores the rest of the machine kept busy meanwhile. Two programs that both use
+    all cores slow each other down many times over, so where it is not near 0 the time means nothing.
+    """
     command = [sys.executable, str(script), *arguments]
+    started = time.perf_counter(), _others_seconds()
     done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False)
+    others_cores = max(0.0, _others_seconds() - started[1]) / (time.perf_counter() - started[0])
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0 or not lines:
         said = "\n".join([*lines, *done.stderr.splitlines()][-SHOWN_LINES:])
         raise RuntimeError(f"{' '.join(command)} ended with status {done.returncode}:\n{said}")
     result: Result = json.loads(lines[-1])
-    return result
+    return {**result, "others_cores": round(others_cores, 2)}
+
+
+def _others_seconds() -> float:
+    """Processor time that this machine has spent on anything but us and our ended children; 0 where it does not say."""
+    path = Path("/proc/stat")
+    if not path.exists():
+        return 0.0
+    user, nice, system, _, _, irq, softirq = map(int, path.read_text().split()[1:8])
+    ours = os.times()
+    spent = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    return spent - ours.user - ours.system - ours.children_user - ours.children_system
+
+
+def disturbed(results: Mapping[str, Result]) -> list[str]:
+    """A note that warns where others used the machine while we measured."""
+    most = max(result.get("others_cores", 0.0) for result in results.values())
+    return [f"NOT QUIET: other programs kept up to {most:.1f} cores busy; measure again"] if most > QUIET_CORES else []
 
 
 def order(names: Sequence[str], rounds: int) -> list[str]:

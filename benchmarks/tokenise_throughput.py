@@ -113,6 +113,7 @@ def report(results: Mapping[str, Result], chats: int, rounds: int) -> Report:
         "writing the store; TRL's begins with a data set in memory-mapped Arrow, and makes no masks (SmolLM2's chat "
         "template has no {% generation %} markers)",
         "imports and the tokenizer's loading are not counted",
+        *contest.disturbed(results),
     ]
     facts = {"chats": chats, "rounds": rounds, "results": dict(results)}
     return Report("tokenise_throughput", str(__doc__), COLUMNS, rows, figures, notes, facts)

@@ -151,14 +151,15 @@ def _bare_step(model: Any, optimizer: Any, batch: Any) -> float:
 
 def trl(job_file: Path, *, packing: bool, rows: int = 8, recompute: bool = True, bf16: bool = False) -> Pass:
     """TRL's SFTTrainer; where a setting is not named here it has TRL's default, recomputation among them."""
+    import torch
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
     job, inputs, _ = prepare(job_file)
     config = SFTConfig(
         output_dir=job.output, per_device_train_batch_size=rows, packing=packing, max_length=job.data.sequence_length,
-        bf16=bf16, gradient_checkpointing=recompute, learning_rate=RATE, num_train_epochs=1, max_steps=1,
-        logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
+        bf16=bf16, use_cpu=not torch.cuda.is_available(), gradient_checkpointing=recompute, learning_rate=RATE,
+        num_train_epochs=1, max_steps=1, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
         model_init_kwargs={"dtype": "float32"},
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(inputs.model_folder)

@@ -69,6 +69,7 @@ def notes(results: Mapping[str, Result]) -> list[str]:
         "Here it is given Velocity's token ids and labels; on a processor its head scores every position either way",
         "our environment: the threads and malloc settings that `velocity run` gives its processes",
         "attention: " + "; ".join(chosen),
+        *contest.disturbed(results),
     ]
 
 

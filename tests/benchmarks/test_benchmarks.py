@@ -154,9 +154,14 @@ def test_a_script_gives_its_last_line_and_its_failure_is_shown(tmp_path: Path):
     script = tmp_path / "script.py"
     script.write_text("import sys\nprint('chatter')\nprint('{\"seconds\": 1}')\nsys.exit(sys.argv[1:] == ['fail'])\n")
     environment = contest.plain_environment(tmp_path)
-    assert contest.run_script(script, [], environment) == {"seconds": 1}
+    assert contest.run_script(script, [], environment)["seconds"] == 1
     with pytest.raises(RuntimeError, match="chatter"):
         contest.run_script(script, ["fail"], environment)
+
+
+def test_a_machine_that_others_use_is_said():
+    assert contest.disturbed({"a": {"others_cores": 0.02}, "b": {}}) == []
+    assert "1.5 cores" in contest.disturbed({"a": {"others_cores": 1.5}, "b": {"others_cores": 0.0}})[0]
 
 
 def test_the_peak_is_that_of_this_process():

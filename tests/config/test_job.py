@@ -108,6 +108,12 @@ def test_any_batch_is_taken_where_rows_are_not_packed(tmp_path: Path):
     assert load(tmp_path, text, "data.packing=false").job.batch.tokens == 150
 
 
+def test_a_batch_of_less_than_one_sequence_is_refused(tmp_path: Path):
+    assert problem(tmp_path, TEXT, "data.packing=false", "batch.tokens=63") == [
+        "batch.tokens=63 is less than data.sequence_length=64", "  where: command line", "  fix:   use 64 or 128",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", DECIDED)
 def test_a_deepspeed_setting_that_velocity_decides_is_refused_by_name(tmp_path: Path, name: str):
     section, _, leaf = name.partition(".")
@@ -202,6 +208,7 @@ def test_the_schema_accepts_a_job_file_with_all_its_short_forms():
     assert json.loads(json.dumps(schema)) == schema
     job = yaml.safe_load(TEXT.replace("1e-5", "0.00001"))
     data = {"train": ["a", {"path": "b"}], "eval": {"seen": "c", "unseen": ["d", {"path": "e"}]}, "packing": False}
+    data["sequence_length"] = 64
     short = {"data": data, "optimizer": {"kind": "sgd", "learning_rate": 0.1}, "tracking": "tensorboard"}
     longer = {
         "model": {"path": "m"},

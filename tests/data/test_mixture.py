@@ -1,4 +1,4 @@
-"""An epoch's sequences: each as often as its source's weight says, in an order that only the seed and the epoch decide."""
+"""An epoch's sequences: each as often as its source's weight says, in an order that seed and epoch alone decide."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_whole_weights_come_back_on_the_first_rank(pool: Pool, folder: Path, zer
 
 
 def _poisoned(ranks: Ranks, folder: Path, changes: dict[str, Any]) -> tuple[list[bool], bool]:
-    """Of three steps, the second with a NaN loss on rank 1 alone: which were skipped, and whether it changed nothing."""
+    """Of three steps, the second with a NaN loss on rank 1 alone: which were skipped, and was nothing changed?"""
     job = make_job(folder, changes)
     engine = deepspeed_engine(job, ranks)
     loader = loader_of(job, ranks)

@@ -69,12 +69,11 @@ class Job(Config):
     @model_validator(mode="after")
     def _batch_holds_rows(self) -> Job:
         tokens, length = self.batch.tokens, self.data.sequence_length
-        if self.data.packing and tokens is not None and tokens % length:
+        if tokens is not None and (tokens % length if self.data.packing else tokens < length):
             near = max(tokens // length, 1) * length
-            raise ValueError(
-                f"batch.tokens={tokens} is not a multiple of data.sequence_length={length}; "
-                f"use {near} or {near + length}"
-            )
+            what = "not a multiple of" if self.data.packing else "less than"
+            fix = f"use {near} or {near + length}"
+            raise ValueError(f"batch.tokens={tokens} is {what} data.sequence_length={length}; {fix}")
         return self
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from velocity.data.fingerprint import content_hash, digest, folder_hash
+from velocity.data.fingerprint import digest, folder_hash
 from velocity.errors import UserError
 
 FILES = (
@@ -38,11 +38,11 @@ def load_tokenizer(folder: Path, template: str | None = None, *, remote_code: bo
 def tokenizer_hash(folder: Path, template: str | None, cache: Path) -> str:
     """Changes whenever a token or a rendered chat could."""
     files = {file for pattern in FILES for file in folder.glob(pattern) if file.is_file()}
-    return digest([folder_hash(files, cache), content_hash(Path(template), cache) if template else None])
+    return digest([folder_hash(files, cache), _read_template(template) if template else None])
 
 
 def _read_template(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the chat template: {error}", "data.chat_template", "give a Jinja file") from None

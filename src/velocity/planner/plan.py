@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 from velocity.config.job import Job, LoadedJob
 from velocity.config.strategy import StrategyConfig
+from velocity.errors import UserError
 from velocity.planner.hardware import GIB, Hardware
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -42,6 +43,8 @@ def model_size(folder: Path) -> ModelSize | None:
 def resolve(loaded: LoadedJob, hardware: Hardware, model_folder: Path) -> LoadedJob:
     """The job without any `auto`; the origin of what was chosen reads `planner: reason`."""
     job = loaded.job
+    if job.strategy.precision == "fp16" and not hardware.gpus:
+        raise UserError("precision fp16 needs a GPU", "strategy.precision", "use auto, bf16 or fp32")
     size = model_size(model_folder)
     processes, why_processes = _processes(job, hardware)
     precision, why_precision = _precision(job, hardware)

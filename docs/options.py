@@ -1,0 +1,157 @@
+"""Writes what docs/guides/job-file.md says of each option, from the typed job itself. `python docs/options.py`"""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import annotated_types
+from pydantic_core import PydanticUndefined
+
+from velocity.config.base import Config
+from velocity.config.job import DECIDED, Job
+from velocity.config.resolved import FREE
+
+PAGE = Path(__file__).parent / "guides" / "job-file.md"
+BLOCK = re.compile(r"(<!-- (options|decided|free) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+# For fields without a description of their own.
+MEANINGS = {
+    "seed": "decides the order of the data, and dropout",
+    "tracking": "where the numbers go besides metrics.jsonl",
+    "optimizer.kind": "AdamW (arXiv 1711.05101), or plain gradient descent",
+    "optimizer.betas": "decay of the first and of the second moment",
+    "optimizer.epsilon": "added to the root of the second moment",
+    "optimizer.momentum": "0: none",
+    "duration.epochs": "passes over the training data; 0.5 is half of one",
+    "duration.steps": "optimizer steps",
+    "duration.tokens": "counted as the batch counts them: padding of packed rows included",
+    "launch.kind": "this machine",
+}
+LIMITS = {annotated_types.Gt: ">", annotated_types.Ge: "≥", annotated_types.Lt: "<", annotated_types.Le: "≤"}
+WORDS = {int: "whole number", float: "number", str: "text", bool: "`true`, `false`", dict: "mapping"}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option; `names` are all places where it stands."""
+
+    names: tuple[str, ...]
+    values: str
+    default: str
+    meaning: str
+
+    @property
+    def section(self) -> str:
+        """The part of the job file that it belongs to; empty for the job itself."""
+        return self.names[0].rpartition(".")[0].partition(".")[0]
+
+    def row(self) -> str:
+        """A line of the table."""
+        names = ", ".join(f"`{name}`" for name in self.names)
+        return f"| {names} | {self.values} | {self.default} | {self.meaning} |\n"
+
+
+def options() -> list[Option]:
+    """Every option of a job file, in the order of the models."""
+    places: dict[tuple[type[Config], ...], list[str]] = {}
+    for path, models in sections(Job):
+        places.setdefault(models, []).append(path)
+    return [option for models, paths in places.items() for option in _options(models, paths)]
+
+
+def sections(kind: type[Config], path: str = "") -> Iterator[tuple[str, tuple[type[Config], ...]]]:
+    """Each section's path, and the models of which one stands there."""
+    yield path, (kind,)
+    for name, info in kind.model_fields.items():
+        inner, below = _models(info.annotation), f"{path}.{name}".lstrip(".")
+        if len(inner) == 1:
+            yield from sections(inner[0], below)
+        elif inner:
+            yield below, inner
+
+
+def _models(kind: Any) -> tuple[type[Config], ...]:
+    if isinstance(kind, type) and issubclass(kind, Config):
+        return (kind,)
+    return tuple(found for member in typing.get_args(kind) for found in _models(member))
+
+
+def _options(models: Sequence[type[Config]], paths: Sequence[str]) -> Iterator[Option]:
+    for name in dict.fromkeys(name for model in models for name in model.model_fields):
+        having = [model for model in models if name in model.model_fields]
+        infos = [model.model_fields[name] for model in having]
+        if _models(infos[0].annotation):
+            continue
+        names = tuple(f"{path}.{name}".lstrip(".") for path in paths)
+        values = dict.fromkeys(say(info.annotation, info.metadata) for info in infos)
+        meaning = infos[0].description or MEANINGS.get(names[0], "")
+        if len(having) < len(models):
+            meaning += f" (`{having[0].model_fields['kind'].default}` alone)"
+        yield Option(names, ", ".join(values), _default(infos[0].default), meaning.replace("|", "\\|"))
+
+
+def say(kind: Any, limits: Sequence[Any] = ()) -> str:
+    """Which values a type takes, in words."""
+    origin, members = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return say(members[0], members[1:])
+    if origin is Literal:
+        return ", ".join(f"`{member}`" for member in members)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(say(member, limits) for member in members if member is not type(None))
+    if origin is tuple:
+        count = "one or a list of" if members[-1] is Ellipsis else f"{len(members)} of:"
+        return f"{count} {say(members[0])}"
+    return " ".join([WORDS[origin or kind], *_limits(limits)])
+
+
+def _limits(limits: Sequence[Any]) -> Iterator[str]:
+    for limit in limits:
+        if isinstance(limit, tuple(LIMITS)):
+            yield f"{LIMITS[type(limit)]} {getattr(limit, type(limit).__name__.lower())}"
+        else:  # a pydantic Field holds several
+            yield from _limits(getattr(limit, "metadata", ()))
+
+
+def _default(value: Any) -> str:
+    if value is PydanticUndefined:
+        return "required"
+    if value is None:
+        return "none"
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+def tables() -> str:
+    """One table a section of the job file."""
+    rows: dict[str, str] = {}
+    for option in options():
+        rows[option.section] = rows.get(option.section, "") + option.row()
+    head = "| option | values | default | meaning |\n|---|---|---|---|\n"
+    return "\n".join(f"### {name or 'The job itself'}\n{head}{lines}" for name, lines in rows.items())
+
+
+def decided() -> str:
+    """The raw DeepSpeed settings that are refused, and what to set instead."""
+    rows = "".join(f"| `{name}` | `{key}` |\n" for name, key in DECIDED.items())
+    return f"| refused under `deepspeed:` | set |\n|---|---|\n{rows}"
+
+
+def free() -> str:
+    """The keys that may differ where a run goes on."""
+    return "\n".join(f"- `{key}`" for key in sorted(FREE)) + "\n"
+
+
+def page(text: str) -> str:
+    """The guide's text with fresh blocks."""
+    blocks = {"options": tables, "decided": decided, "free": free}
+    return BLOCK.sub(lambda found: f"{found[1]}{blocks[found[2]]()}{found[3]}", text)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from velocity.data import fingerprint
-from velocity.data.fingerprint import content_hash, digest, folder_hash, remote_hash, write_atomically
+from velocity.data.fingerprint import content_hash, digest, folder_hash, remote_hash
 
 
 def test_a_digest_is_the_same_in_every_run_and_for_every_order_of_keys():
@@ -78,13 +78,3 @@ def test_a_remote_files_hash_changes_with_what_its_file_system_says_of_it():
     assert remote_hash("memory://hashes/a.jsonl") == first
     memory.pipe("/hashes/a.jsonl", b"two")  # of the same size
     assert remote_hash("memory://hashes/a.jsonl") != first
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path):
-    path = tmp_path / "sub" / "a.txt"
-    write_atomically(path, "before")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "after \ud800")
-    assert path.read_text() == "before"
-    write_atomically(path, "after")
-    assert path.read_text() == "after"

@@ -115,7 +115,8 @@ def test_another_content_format_or_field_misses_the_cache(folder: Path, tmp_path
 
 
 def test_two_splits_of_a_dataset_are_two_stores(folder: Path, tmp_path: Path):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     parts = {name: datasets.Dataset.from_list([{"text": f"of {name}"}]) for name in ("train", "test")}
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
     for name in ("train", "test"):

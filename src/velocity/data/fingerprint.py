@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import fsspec
+
+from velocity.files import write_atomically
 
 BLOCK = 1 << 20
 
@@ -46,14 +47,3 @@ def remote_hash(url: str) -> str:
     keys = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "generation", "size",
             "LastModified", "Last-Modified", "last_modified", "mtime", "created")  # fmt: skip
     return digest([url, [str(facts.get(key)) for key in keys]])
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file holds `text`, whole or not at all, even after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)

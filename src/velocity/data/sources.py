@@ -93,7 +93,8 @@ def read_chunks(files: Iterable[File]) -> Iterator[Chunk]:
         except UserError:
             raise
         except Exception as error:  # every decompressor has errors of its own
-            raise UserError(f"cannot read the file: {error}", file.path, "is it whole, and in UTF-8?") from None
+            what = f"cannot read the file: {str(error) or type(error).__name__}"
+            raise UserError(what, file.path, "is it whole, and in UTF-8?") from None
 
 
 def _open(file: File) -> Any:

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from velocity.data.encode import Ids, Mask, TokenSequence
+from velocity.files import whole_folder
 
 SCHEMA = pa.schema(
     {"ids": pa.list_(pa.int32()), "trained": pa.list_(pa.uint8()), "file": pa.int32(), "line": pa.int64()}
@@ -120,17 +118,8 @@ def open_or_build(folder: Path, build: Callable[[Path], None]) -> SequenceStore:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder.with_suffix(".lock")):
         if not folder.is_dir():
-            for torn in folder.parent.glob(f".{folder.name}.*"):  # left by a process that was killed
-                shutil.rmtree(torn, ignore_errors=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-            try:
+            with whole_folder(folder) as temporary:
                 build(temporary)
-                for file in temporary.iterdir():
-                    _sync(file)
-                _sync(temporary)
-                temporary.rename(folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
     return SequenceStore(folder)
 
 
@@ -139,11 +128,3 @@ def _lock(path: Path) -> Iterator[None]:
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)  # the kernel frees it when its owner dies
         yield
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from velocity.errors import JobError
+from velocity.files import whole_folder
+
+# Settings that mean nothing without do_sample.
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 def save_model(model: nn.Module, weights: Mapping[str, Tensor], tokenizer: Any, folder: Path, card: str) -> None:
@@ -20,19 +22,12 @@ def save_model(model: nn.Module, weights: Mapping[str, Tensor], tokenizer: Any, 
     empty = [name for name, tensor in weights.items() if not tensor.numel()]
     if empty:
         raise JobError(f"the tensor {empty[0]} came back empty", str(folder), "this is a defect of Velocity; report it")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     hf: Any = model
     hf.generation_config = generation_config(hf, tokenizer)
-    hf.save_pretrained(str(temporary), state_dict=dict(weights))
-    tokenizer.save_pretrained(str(temporary))
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    for file in temporary.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    with whole_folder(folder) as temporary:
+        hf.save_pretrained(str(temporary), state_dict=dict(weights))
+        tokenizer.save_pretrained(str(temporary))
+        (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
 def generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
@@ -42,6 +37,9 @@ def generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
     config.eos_token_id = sorted(ends) if len(ends) > 1 else next(iter(ends), None)
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
+    if not config.do_sample:
+        for name in SAMPLING:  # some models come with both, which transformers reads but refuses to save
+            setattr(config, name, None)
     return config
 
 

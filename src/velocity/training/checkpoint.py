@@ -6,13 +6,13 @@ A folder without its COMMITTED file does not exist: it is a save that was cut of
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from velocity.distributed import comm
 from velocity.distributed.engine import TrainEngine
+from velocity.files import sync, sync_all
 
 MARKER = "COMMITTED"
 
@@ -45,12 +45,12 @@ class Checkpoints:
         comm.wait_for_all()
         if self.first:
             (temporary / "state.json").write_text(json.dumps(asdict(state)))
-            _sync_all(temporary)
+            sync_all(temporary)
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
             (final / MARKER).touch()
-            _sync(final)
-            _sync(self.folder)
+            sync(final)
+            sync(self.folder)
             self._prune()
         comm.wait_for_all()
 
@@ -69,16 +69,3 @@ class Checkpoints:
         for old in self._committed()[: -self.keep]:
             (old / MARKER).unlink()  # first, so that a half-removed one is not taken for whole
             shutil.rmtree(old)
-
-
-def _sync_all(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

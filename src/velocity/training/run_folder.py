@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from velocity.data.fingerprint import write_atomically
 from velocity.errors import UserError
+from velocity.files import write_atomically
 
 
 class RunFolder:

@@ -17,11 +17,12 @@ from typing import Any
 from velocity import __version__
 from velocity.config.job import Job, LoadedJob
 from velocity.config.resolved import differences, read_resolved, render
-from velocity.data.fingerprint import digest, write_atomically
+from velocity.data.fingerprint import digest
 from velocity.data.prepare import Preparation
 from velocity.data.store import SequenceStore
 from velocity.distributed.ds_config import deepspeed_config
 from velocity.errors import UserError
+from velocity.files import write_atomically
 from velocity.training.run_folder import RunFolder
 
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "safetensors", "pyarrow", "numpy")

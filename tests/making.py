@@ -117,7 +117,7 @@ def tiny_model(config: Any, seed: int = 0) -> Any:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config).eval()
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()  # a model changes its configuration
 
 
 def tiny_model_folder(  # noqa: PLR0913 - a test names the few that matter to it

@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare_folder(tmp_path_factory.mktemp("engine"))
 
 
-def _resume(ranks: Ranks, folder: Path, output: Path, changes: dict[str, Any]) -> tuple[list[float], list[float]]:
+def _resume(ranks: Ranks, folder: Path, output: Path, changes: dict[str, Any]) -> list[list[tuple[float, float]]]:
     """Losses and norms of steps 3 to 6: undisturbed, and by an engine that loads what step 3 left."""
     job = make_job(folder, {"optimizer": ADAMW, "output": str(output), **changes})
     straight, resumed = Recorder(), Recorder()

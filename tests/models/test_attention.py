@@ -6,7 +6,7 @@ Shape letters: H heads, T tokens of all sequences, D head size.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,11 +22,14 @@ T = sum(LENGTHS)
 BOUNDS = torch.tensor([0, 5, 6, 15, 18], dtype=torch.int32)
 
 
-def inputs(heads: int, kv_heads: int, seed: int = 0) -> list[Tensor]:
+def inputs(heads: int, kv_heads: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value, each 1 x H x T x 8, that want a gradient."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = [(1, heads, T, 8), (1, kv_heads, T, 8), (1, kv_heads, T, 8)]
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+    def random(count: int) -> Tensor:
+        return torch.randn((1, count, T, 8), generator=generator, dtype=torch.float64).requires_grad_()
+
+    return random(heads), random(kv_heads), random(kv_heads)
 
 
 def masked(query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
@@ -74,8 +77,8 @@ def test_a_sequence_does_not_change_with_its_neighbours():
 @pytest.mark.parametrize(("name", "what"), [("softcap", "softens attention scores"), ("s_aux", "has attention sinks")])
 def test_what_it_cannot_do_is_refused_and_not_left_out(name: str, what: str):
     with pytest.raises(ValueError, match=f"Identity {what}; set model.attention: eager"):
-        varlen(*inputs(4, 2), **{name: 50.0})
-    varlen(*inputs(4, 2), **{name: None})
+        varlen(*inputs(4, 2), **cast(Any, {name: 50.0}))
+    varlen(*inputs(4, 2), **cast(Any, {name: None}))
 
 
 def test_a_call_without_lengths_is_refused_and_not_taken_for_one_sequence():
@@ -87,10 +90,11 @@ def test_a_call_without_lengths_is_refused_and_not_taken_for_one_sequence():
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_the_fused_kernel_equals_the_masked_one(kv_heads: int, window: int | None):
-    made = [
-        tensor.detach().repeat(1, 1, 1, 8).to("cuda", torch.bfloat16).requires_grad_() for tensor in inputs(4, kv_heads)
-    ]
-    same = [tensor.detach().clone().requires_grad_() for tensor in made]
+    query, key, value = (
+        tensor.detach().repeat(1, 1, 1, 8).to("cuda", torch.bfloat16) for tensor in inputs(4, kv_heads)
+    )
+    made = (query.requires_grad_(), key.requires_grad_(), value.requires_grad_())
+    same = (made[0].detach().requires_grad_(), made[1].detach().requires_grad_(), made[2].detach().requires_grad_())
     bounds = BOUNDS.cuda()
     one, _ = varlen_attention(
         nn.Identity(), *made, None, scaling=0.1, sliding_window=window, cu_seq_lens_q=bounds, max_length_q=9

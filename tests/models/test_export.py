@@ -141,8 +141,13 @@ def test_a_card_says_what_the_model_was_trained_from_and_on_and_what_was_measure
         "sources": [{"path": "chats.jsonl", "records": 1000, "tokens": 20000, "trained": 5000}],
         "evaluations": {"unseen": ({"perplexity": 12.345}, {"perplexity": 9.876})}, "settings": {"seed": 3},
     })  # fmt: skip
-    for part in ("base_model: some/base", "12 steps, 34,567 tokens", "- chats.jsonl: 1,000 records, 20,000 tokens, 5,000",
-                 "| unseen | 12.35 | 9.88 |", '"seed": 3'):  # fmt: skip
+    for part in (
+        "base_model: some/base",
+        "12 steps, 34,567 tokens",
+        "- chats.jsonl: 1,000 records, 20,000 tokens, 5,000",
+        "| unseen | 12.35 | 9.88 |",
+        '"seed": 3',
+    ):
         assert part in card, part
 
 

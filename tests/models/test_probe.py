@@ -71,11 +71,11 @@ def test_a_real_model_that_takes_a_row_for_one_sequence_is_refused():
     made = scorer("sdpa")
 
     def one_mask(batch: Batch) -> Tensor:
-        hidden = made.model.base_model(  # type: ignore[union-attr,operator]
+        hidden = made.model.base_model(
             input_ids=batch.input_ids_BS, position_ids=batch.position_ids_BS,
             attention_mask=torch.ones_like(batch.input_ids_BS), use_cache=False,
         ).last_hidden_state  # fmt: skip
-        logps_BSV = made.model.get_output_embeddings()(hidden).log_softmax(-1)  # type: ignore[operator]
+        logps_BSV = made.model.get_output_embeddings()(hidden).log_softmax(-1)
         labels = batch.labels_BS.clamp(min=0)
         return logps_BSV.gather(-1, labels[..., None])[..., 0] * (batch.labels_BS != IGNORED)
 
@@ -100,6 +100,6 @@ def test_an_architecture_that_does_more_behind_its_layers_is_refused():
         output.logits = output.logits * 0.5  # a rule that the scorer does not know
         return output
 
-    made.model.forward = scaled  # type: ignore[method-assign,assignment]
+    made.model.forward = scaled
     with pytest.raises(UserError, match="this architecture's logits are not its head's"):
         check_scores(policy_of(made), made)

@@ -148,8 +148,9 @@ def test_the_number_of_chunks_changes_neither_scores_nor_gradients(chunks: int, 
     (logps, gradients), (expected, reference) = run_with(chunks, tied), run_with(1, tied)
     torch.testing.assert_close(logps, expected, rtol=0, atol=1e-6)
     assert gradients.keys() == reference.keys() and len(gradients) > 10
-    for name in reference:
-        torch.testing.assert_close(gradients[name], reference[name], rtol=1e-5, atol=1e-5)
+    for name, expected in reference.items():
+        # relative to the whole tensor: fp32 rounds a sum by its terms, and small entries are sums of large ones
+        assert float((gradients[name] - expected).norm() / expected.norm()) < 1e-5, name
 
 
 def test_a_batch_that_trains_on_nothing_scores_zero_and_still_has_a_gradient():

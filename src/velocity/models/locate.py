@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from velocity.config.sections import ModelConfig
 from velocity.errors import UserError
@@ -44,9 +45,14 @@ def check_whole(folder: Path) -> None:
     """Nothing, or UserError where config or weights are missing or a shard is shorter than its header says."""
     if not (folder / "config.json").is_file():
         raise UserError("the model folder has no config.json", str(folder), "give the folder of a Hugging Face model")
+    if _read_object(folder / "config.json") is None:
+        raise UserError("the model's config.json is not valid JSON", str(folder), "copy the model again")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        weight_map = (_read_object(index) or {}).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise UserError("the index of the weights is not valid", str(index), "copy the model again")
+        names = sorted(set(weight_map.values()))
     else:
         names = sorted(file.name for file in folder.glob("*.safetensors"))
     if not names:
@@ -54,6 +60,15 @@ def check_whole(folder: Path) -> None:
         raise UserError(f"the model folder has no weights{pickled}", str(folder), "*.safetensors are needed")
     for name in names:
         _check_shard(folder / name)
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _check_shard(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Measured before training: do packed sequences see each other, and are the scores those of the model's logits?"""
+"""Measures, before training, whether packed sequences see each other and whether scores are those of the logits."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class CausalScorer(nn.Module):
         Under ZeRO 3 each chunk gathers the head, so the number must be the same on every rank whatever its tokens.
         """
         super().__init__()
-        self.model = model
+        self.model: Any = model  # what a Hugging Face model has, no type says
         config: Any = model.config
         text_config = config.get_text_config()
         self.rules = head_rules(text_config)
@@ -66,8 +66,7 @@ class CausalScorer(nn.Module):
         return logps_BS.masked_scatter(labels_BS != IGNORED, logps_N)
 
     def _hidden(self, ids_T: Tensor, positions_T: Tensor, lengths_B: tuple[tuple[int, ...], ...]) -> Tensor:
-        model: Any = self.model
-        output = model.base_model(
+        output = self.model.base_model(
             input_ids=ids_T[None],
             position_ids=positions_T[None],
             use_cache=False,  # with a cache, transformers no longer isolates by position ids
@@ -80,8 +79,7 @@ class CausalScorer(nn.Module):
         """logits_SV of one short sequence, by the model's own forward: what `forward` is checked against."""
         positions_S = torch.arange(len(ids_S), device=ids_S.device)
         bounds = _bounds(((len(ids_S),),), ids_S.device)
-        model: Any = self.model
-        logits: Tensor = model(ids_S[None], position_ids=positions_S[None], use_cache=False, **bounds).logits[0]
+        logits: Tensor = self.model(ids_S[None], position_ids=positions_S[None], use_cache=False, **bounds).logits[0]
         return logits
 
     def _score(self, hidden_ND: Tensor, labels_N: Tensor) -> Tensor:
@@ -94,8 +92,7 @@ class CausalScorer(nn.Module):
         return torch.cat([*logps, self._logps(*parts[-1])])
 
     def _logps(self, hidden_ND: Tensor, labels_N: Tensor) -> Tensor:
-        model: Any = self.model
-        logits_NV = model.get_output_embeddings()(hidden_ND).float()
+        logits_NV = self.model.get_output_embeddings()(hidden_ND).float()
         if self.rules.scale != 1.0:
             logits_NV = logits_NV * self.rules.scale
         if self.rules.softcap is not None:

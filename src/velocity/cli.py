@@ -41,7 +41,10 @@ def run(
         if dry_run:
             _print_dry(loaded)
         else:
-            _run_one(loaded, fresh=fresh)
+            try:
+                _run_one(loaded, fresh=fresh)
+            except KeyboardInterrupt:  # while inputs are prepared; a run that has begun ends by itself, and saves
+                raise InterruptedRun("stopped before the first step", fix="run the same command to go on") from None
 
 
 @app.command()
@@ -103,10 +106,12 @@ def _resolve(loaded: LoadedJob) -> tuple[LoadedJob, Path, dict[str, Any]]:
 def _print_dry(loaded: LoadedJob) -> None:
     from velocity.config.resolved import render
     from velocity.launch import local
+    from velocity.training.run_folder import RunFolder
 
     resolved, _, _ = _resolve(loaded)
+    folder = RunFolder(Path(resolved.job.output))
     print(render(resolved), end="")
-    print("#", " ".join(local.render(Path(resolved.job.output), int(resolved.job.launch.processes))))
+    print("#", " ".join(local.render(folder.path, folder.failures, int(resolved.job.launch.processes))))
 
 
 def _run_one(loaded: LoadedJob, *, fresh: bool) -> None:
@@ -125,18 +130,22 @@ def _run_one(loaded: LoadedJob, *, fresh: bool) -> None:
         _say(f"{loaded.path}: {resolved.job.task} on {count} process(es), ZeRO {resolved.job.strategy.zero}, "
              f"{resolved.job.strategy.precision} → {folder.path}")  # fmt: skip
         added = local.environment(count, hardware["cores"], gpus=bool(hardware["gpus"]))
-        _conclude(folder, local.run(local.render(folder.path, count), added))
+        _conclude(folder, local.run(local.render(folder.path, folder.failures, count), added))
 
 
 def _conclude(folder: RunFolder, exit_status: int) -> None:
     """Nothing where the run is complete; else the error that says why not."""
+    from velocity.distributed import failure
+
     status = folder.status()
     if exit_status == 0 and status["state"] == "complete":
         _say(f"done: {folder.model}")
         return
     if status["state"] == "interrupted":
         raise InterruptedRun(status["why"])
-    cause = folder.cause()
+    if exit_status == InterruptedRun.exit_status:
+        raise InterruptedRun("stopped before the first step", fix="run the same command to go on")
+    cause = failure.cause(folder.failures)
     folder.set_status("failed", cause=cause and cause["what"])
     if cause is None:
         raise JobError(
@@ -165,25 +174,28 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line; errors of Velocity are printed without a traceback and become the exit status."""
+    """Run the command line; an error is printed without a traceback and becomes the exit status."""
     global DEBUG
     arguments = sys.argv[1:] if arguments is None else arguments
     DEBUG = "--debug" in arguments
     try:
         app([argument for argument in arguments if argument != "--debug"], standalone_mode=True)
-    except VelocityError as error:
+    except Exception as error:
         if DEBUG:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
-    except OSError as error:
-        if DEBUG:
-            raise
-        fix = (
-            "free space, or set another output and data.cache"
-            if error.errno in FULL
-            else "check the path and its rights"
-        )
-        print(f"error: {JobError(str(error.strerror), str(error.filename or 'standard output'), fix)}", file=sys.stderr)
-        sys.exit(JobError.exit_status)
+        shown = _shown(error)
+        print(f"error: {shown}", file=sys.stderr)
+        sys.exit(shown.exit_status)
     sys.exit(0)
+
+
+def _shown(error: Exception) -> VelocityError:
+    """What the user is told of an error that ends the command."""
+    if isinstance(error, VelocityError):
+        return error
+    if isinstance(error, OSError):
+        full = error.errno in FULL
+        fix = "free space, or set another output and data.cache" if full else "check the path and its rights"
+        return JobError(str(error.strerror or error), str(error.filename or "standard output"), fix)
+    what = f"{type(error).__name__}: {error}"
+    return JobError(what, "a defect of Velocity", "--debug shows the traceback; please report it")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -28,12 +30,18 @@ def _job(folder: Path, output: str) -> Path:
     )
 
 
-def _kill_behind(job: Path, run: Path, step: int) -> int:
-    """Start the job, kill everything of it once `step` is done, and return the last step that was written."""
+def _start_until(job: Path, run: Path, step: int) -> subprocess.Popen[str]:
+    """The job, running, once `step` is done."""
     process = start("run", job)
     while not step_lines(run) or step_lines(run)[-1]["step"] < step:
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.02)
+    return process
+
+
+def _kill_behind(job: Path, run: Path, step: int) -> int:
+    """Start the job, kill everything of it once `step` is done, and return the last step that was written."""
+    process = _start_until(job, run, step)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + 10
@@ -59,3 +67,23 @@ def test_losses_after_two_kills_equal_those_of_an_undisturbed_run(tmp_path: Path
     assert [step for step, _, _ in losses(tmp_path / "killed")] == list(range(1, STEPS + 1))
     kept = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
     assert kept == ["step-00000056", "step-00000060"]
+
+
+def test_one_killed_rank_ends_the_job_and_is_named_last(tmp_path: Path) -> None:
+    prepare_folder(tmp_path)
+    job, run = _job(tmp_path, "run"), tmp_path / "run"
+    process = _start_until(job, run, 2)
+    try:
+        ranks = processes_naming(f"-m velocity.training.run {run}")
+        assert len(ranks) == 2
+        os.kill(max(ranks), signal.SIGKILL)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    what, where, fix = said.splitlines()[-3:]
+    assert what == "error: a process was killed by SIGKILL"
+    assert re.fullmatch(r"  where: rank [01] on .+", where)
+    assert "memory" in fix
+    assert "Traceback" not in said
+    assert processes_naming(str(run)) == []

@@ -26,16 +26,6 @@ def test_rewinding_forgets_later_lines_and_a_torn_one(tmp_path: Path) -> None:
     assert run.metrics.read_text().endswith("}\n")
 
 
-def test_the_earliest_failure_is_the_cause(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    run.fail(1, "ValueError: the first", 1, "")
-    run.fail(0, "connection closed by peer", 1, "")
-    cause = run.cause()
-    assert cause is not None and cause["what"] == "ValueError: the first" and cause["rank"] == 1
-    run.forget_failures()
-    assert run.cause() is None
-
-
 def test_status_keeps_facts_from_state_to_state(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert run.status() == {"state": "new"}

@@ -9,6 +9,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from velocity.data.fingerprint import content_hash, digest, folder_hash, remote_
 from velocity.data.sources import Chunk, File, list_files, read_chunks
 from velocity.data.store import Block, SequenceStore, StoreWriter, open_or_build
 from velocity.data.tokenizer import load_tokenizer, tokenizer_hash
-from velocity.errors import UserError
+from velocity.errors import JobError, UserError
 
 Report = Callable[[str], None]
 
@@ -168,6 +169,9 @@ class Preparation:
                         yield pending.popleft().result()
                 while pending:
                     yield pending.popleft().result()
+            except BrokenProcessPool:
+                fix = "was memory short? set data.processes lower"
+                raise JobError("a tokenising process was killed", source.path, fix) from None
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import socket
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -98,8 +97,3 @@ def die_with_parent() -> None:
     """The kernel ends this process when its parent dies, so that none goes on alone (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def host() -> str:
-    """This machine's name, for messages."""
-    return socket.gethostname()

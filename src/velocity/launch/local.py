@@ -18,9 +18,10 @@ PROCESSOR = {
 }
 
 
-def render(run_folder: Path, processes: int) -> list[str]:
-    """The command that is started."""
-    return [sys.executable, "-m", "velocity.distributed.node", str(processes), "velocity.training.run", str(run_folder)]
+def render(run_folder: Path, failures: Path, processes: int) -> list[str]:
+    """The command that is started; what no rank can say itself is written into the folder `failures`."""
+    node = [sys.executable, "-m", "velocity.distributed.node", str(processes), str(failures)]
+    return [*node, "velocity.training.run", str(run_folder)]
 
 
 def environment(processes: int, cores: int, *, gpus: bool) -> dict[str, str]:

@@ -23,7 +23,7 @@ from velocity.config.resolved import read_resolved
 from velocity.data.loader import Corpus, Share, TrainLoader, eval_rows, split
 from velocity.data.store import SequenceStore
 from velocity.data.tokenizer import load_tokenizer
-from velocity.distributed import comm
+from velocity.distributed import comm, failure
 from velocity.distributed.comm import Ranks
 from velocity.distributed.deepspeed_engine import DeepSpeedEngine
 from velocity.errors import InterruptedRun, JobError, VelocityError
@@ -182,17 +182,22 @@ def main(folder: str) -> int:
         return _failed(run, ranks, error, "")
     except torch.OutOfMemoryError:
         fix = "strategy.zero: 3, strategy.recompute: layers, batch.micro: 1, or a shorter data.sequence_length"
-        return _failed(run, ranks, JobError("the GPU's memory is full", f"rank {ranks.rank} on {comm.host()}", fix))
+        return _failed(run, ranks, JobError("the GPU's memory is full", _place(ranks), fix), "")
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
-        return _failed(run, ranks, JobError(what, f"rank {ranks.rank} on {comm.host()}", "--debug shows the traceback"))
+        shown = JobError(what, _place(ranks), "--debug shows the traceback")
+        return _failed(run, ranks, shown, traceback.format_exc())
     return 0
 
 
-def _failed(run: RunFolder, ranks: Ranks, error: VelocityError, trace: str | None = None) -> int:
+def _place(ranks: Ranks) -> str:
+    return f"rank {ranks.rank} on {failure.host()}"
+
+
+def _failed(run: RunFolder, ranks: Ranks, error: VelocityError, trace: str) -> int:
     """The failure lies in the run folder, or on standard error where the folder cannot be written; the exit status."""
     try:
-        run.fail(ranks.rank, str(error), error.exit_status, traceback.format_exc() if trace is None else trace)
+        failure.record(run.failures, ranks.rank, str(error), exit_status=error.exit_status, trace=trace)
     except OSError:
         print(f"error: {error}", file=sys.stderr, flush=True)
     return error.exit_status

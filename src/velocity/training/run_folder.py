@@ -68,24 +68,6 @@ class RunFolder:
                 results[name] = (results.get(name, (result, result))[0], result)
         return results
 
-    def fail(self, rank: int, what: str, exit_status: int, trace: str) -> None:
-        """A rank's first failure lies in the folder, with its time: the earliest is the cause."""
-        facts = {"time": time.time(), "rank": rank, "host": socket.gethostname(), "what": what}
-        write_atomically(
-            self.failures / f"rank-{rank:04}.json",
-            json.dumps({**facts, "exit_status": exit_status, "trace": trace}, indent=1),
-        )
-
-    def cause(self) -> dict[str, Any] | None:
-        """The earliest failure of this attempt; None where no rank could say one."""
-        found = [json.loads(file.read_text()) for file in self.failures.glob("rank-*.json")]
-        return min(found, key=lambda failure: failure["time"], default=None)
-
-    def forget_failures(self) -> None:
-        """A new attempt begins."""
-        for file in self.failures.glob("rank-*.json"):
-            file.unlink()
-
     def move_aside(self) -> Path:
         """The folder's content lies beside it, under the time of day, so that a new run can take its place."""
         aside = self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}")

@@ -20,6 +20,7 @@ from velocity.config.resolved import differences, read_resolved, render
 from velocity.data.fingerprint import digest
 from velocity.data.prepare import Preparation
 from velocity.data.store import SequenceStore
+from velocity.distributed import failure
 from velocity.distributed.ds_config import deepspeed_config
 from velocity.errors import UserError
 from velocity.files import write_atomically
@@ -102,7 +103,7 @@ def claim(loaded: LoadedJob, inputs: Inputs, hardware: Mapping[str, Any], *, fre
             "the output folder is not empty, and no run of Velocity", str(run.path), "choose another output"
         )
     run.path.mkdir(parents=True, exist_ok=True)
-    run.forget_failures()
+    failure.forget(run.failures)
     processes = loaded.job.launch.processes
     assert isinstance(processes, int), "the planner resolves launch.processes"
     write_atomically(run.job, render(loaded))

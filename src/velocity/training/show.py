@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from velocity.config.resolved import read_resolved
+from velocity.distributed import failure
 from velocity.errors import UserError
 from velocity.training.run_folder import RunFolder
 
@@ -37,13 +38,13 @@ def summarise(path: Path) -> dict[str, Any]:
         "seconds": busy,
         "memory_gib": max((line["memory_gib"] for line in lines), default=None),
         "evaluations": {name: {"before": one, "after": other} for name, (one, other) in run.evaluations().items()},
-        "cause": run.cause(),
+        "cause": failure.cause(run.failures),
     }
 
 
 def print_summary(summary: dict[str, Any]) -> None:
     """The summary for a person, on standard output."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # a path may hold brackets
     console.print(f"{summary['run']}: {summary['task']} of {summary['model']}, {summary['state']['state']}")
     if summary["cause"]:
         console.print(f"  cause: {summary['cause']['what']}")

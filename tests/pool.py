@@ -18,8 +18,9 @@ def _serve(rank: int, size: int, port: int, inbox: Any, outbox: Any) -> None:
     import torch
 
     from velocity.distributed import comm
+    from velocity.process import die_with_parent
 
-    comm.die_with_parent()
+    die_with_parent()
     torch.set_num_threads(1)
     ranks = comm.from_environment()
     comm.start(ranks)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from velocity.errors import InterruptedRun, JobError, VelocityError
+from velocity.errors import InterruptedRun, JobError, UserError, VelocityError, from_system
 
 if TYPE_CHECKING:
     from velocity.config.job import LoadedJob
@@ -37,6 +38,7 @@ def run(
     ] = False,
 ) -> None:
     """Train: run job files in order. A finished one is skipped, a stopped one goes on."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a KeyboardInterrupt
     for loaded in _load(jobs, processes):
         if dry_run:
             _print_dry(loaded)
@@ -50,9 +52,10 @@ def run(
 @app.command()
 def check(jobs: Jobs, processes: Processes = None, as_json: AsJson = False) -> None:
     """Say everything that can be known without loading weights: settings, data, masks."""
+    loaded_jobs = _load(jobs, processes)  # first: a wrong job file is refused before torch is imported
     from velocity.training.check import check_job, print_check
 
-    for loaded in _load(jobs, processes):
+    for loaded in loaded_jobs:
         resolved, model_folder, _ = _resolve(loaded)
         found = check_job(resolved, model_folder, _report())
         if as_json:
@@ -87,6 +90,8 @@ def _load(arguments: list[str], processes: int | None) -> list[LoadedJob]:
 
     files = [argument for argument in arguments if "=" not in argument]
     overrides = [argument for argument in arguments if "=" in argument]
+    if not files:
+        raise UserError("no job file is named", "command line", "e.g. velocity run job.yaml seed=1")
     if processes is not None:
         overrides.append(f"launch.processes={processes}")
     return [load_job(Path(file), overrides) for file in files]
@@ -94,11 +99,12 @@ def _load(arguments: list[str], processes: int | None) -> list[LoadedJob]:
 
 def _resolve(loaded: LoadedJob) -> tuple[LoadedJob, Path, dict[str, Any]]:
     """The job without any `auto`, its model's folder, and this machine."""
+    from velocity.launch.local import visible_gpus
     from velocity.models.locate import locate
     from velocity.planner.hardware import detect
     from velocity.planner.plan import resolve
 
-    hardware = detect()
+    hardware = detect(visible_gpus())
     folder = locate(loaded.job.model)
     return resolve(loaded, hardware, folder), folder, hardware.describe()
 
@@ -117,10 +123,11 @@ def _print_dry(loaded: LoadedJob) -> None:
 def _run_one(loaded: LoadedJob, *, fresh: bool) -> None:
     from velocity.launch import local
     from velocity.training.run_folder import RunFolder
-    from velocity.training.setup import claim, is_complete, prepare_inputs
+    from velocity.training.setup import check_startable, claim, is_complete, prepare_inputs
 
     resolved, model_folder, hardware = _resolve(loaded)
     with RunFolder(Path(resolved.job.output)).owned():
+        check_startable(resolved, fresh=fresh)
         inputs = prepare_inputs(resolved.job, model_folder, _report())
         if is_complete(resolved, inputs) and not fresh:
             _say(f"{resolved.job.output} is complete: the same job with the same inputs; nothing to do")
@@ -144,9 +151,11 @@ def _conclude(folder: RunFolder, exit_status: int) -> None:
     if status["state"] == "interrupted":
         raise InterruptedRun(status["why"])
     if exit_status == InterruptedRun.exit_status:
+        folder.set_status("interrupted", why="stopped before the first step")
         raise InterruptedRun("stopped before the first step", fix="run the same command to go on")
     cause = failure.cause(folder.failures)
-    folder.set_status("failed", cause=cause and cause["what"])
+    with contextlib.suppress(OSError):  # the disk may be full, which is what we are about to say
+        folder.set_status("failed", cause=cause and cause["what"])
     if cause is None:
         raise JobError(
             f"the job ended with status {exit_status}, and no rank could say why", str(folder.path), "was memory short?"
@@ -170,7 +179,6 @@ def _report() -> Callable[[str], None]:
 
 
 DEBUG = False
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -194,8 +202,6 @@ def _shown(error: Exception) -> VelocityError:
     if isinstance(error, VelocityError):
         return error
     if isinstance(error, OSError):
-        full = error.errno in FULL
-        fix = "free space, or set another output and data.cache" if full else "check the path and its rights"
-        return JobError(str(error.strerror or error), str(error.filename or "standard output"), fix)
+        return from_system(error)
     what = f"{type(error).__name__}: {error}"
     return JobError(what, "a defect of Velocity", "--debug shows the traceback; please report it")

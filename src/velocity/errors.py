@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,3 +49,14 @@ class InterruptedRun(VelocityError):
     """The run was stopped and can be resumed. Exit status 75 (EX_TEMPFAIL of sysexits.h)."""
 
     exit_status = 75
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def from_system(error: OSError) -> JobError:
+    """What the system refused, where, and what to do."""
+    what = os.strerror(error.errno) if error.errno else str(error)
+    full = error.errno in FULL
+    fix = "free space, or set another output and data.cache" if full else "check the path and its rights"
+    return JobError(what, str(error.filename or "standard output"), fix)

@@ -40,9 +40,16 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
+    except OSError as error:
+        raise located(error, folder) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync(folder.parent)
+
+
+def located(error: OSError, path: Path) -> OSError:
+    """The error; with the path where it names none, as those of a write."""
+    return error if error.filename else type(error)(error.errno, error.strerror, str(path))
 
 
 def sync_all(folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import save_file
 
+from velocity.config.resolved import HEAD
 from velocity.config.sections import ModelConfig
 from velocity.errors import UserError
 from velocity.models.locate import check_whole, locate
@@ -55,12 +56,18 @@ def test_a_folder_below_the_home_folder_is_found(tmp_path: Path, monkeypatch: py
 
 def test_a_finished_run_stands_for_its_model(tmp_path: Path):
     make(tmp_path / "run" / "model")
-    (tmp_path / "run" / "job.yaml").touch()
+    (tmp_path / "run" / "job.yaml").write_text(HEAD)
     assert locate(ModelConfig(path=str(tmp_path / "run"))) == tmp_path / "run" / "model"
 
 
+def test_a_model_folder_that_also_holds_a_users_job_file_is_no_run(tmp_path: Path):
+    make(tmp_path / "model")
+    (tmp_path / "model" / "job.yaml").write_text("task: sft\n")
+    assert locate(ModelConfig(path=str(tmp_path / "model"))) == tmp_path / "model"
+
+
 def test_a_run_that_is_not_finished_is_refused_with_the_command_that_finishes_it(tmp_path: Path):
-    (tmp_path / "job.yaml").touch()
+    (tmp_path / "job.yaml").write_text(HEAD)
     assert refused(tmp_path) == [
         "the run is not finished: it has no model yet",
         f"  where: {tmp_path}",

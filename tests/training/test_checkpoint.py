@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.test_trainer import ToyEngine
+from velocity.errors import UserError
 from velocity.training.checkpoint import MARKER, Checkpoints, TrainState
 
 
@@ -58,6 +59,15 @@ def test_a_fresh_run_starts_at_step_0(tmp_path: Path) -> None:
     engine = NotingEngine()
     assert Checkpoints(tmp_path, 3, first=True).resume(engine) == TrainState()
     assert engine.loaded == []
+
+
+def test_a_checkpoint_that_was_saved_another_way_is_refused_before_the_engine_sees_it(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, 3, first=True, layout="ZeRO 3, bf16").save(NotingEngine(), TrainState(step=5))
+    engine = NotingEngine()
+    with pytest.raises(UserError, match="is of ZeRO 3, bf16, and does not load with ZeRO 3, fp32"):
+        Checkpoints(tmp_path, 3, first=True, layout="ZeRO 3, fp32").resume(engine)
+    assert engine.loaded == []
+    assert Checkpoints(tmp_path, 3, first=True, layout="ZeRO 3, bf16").resume(engine).step == 5
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

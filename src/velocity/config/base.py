@@ -124,8 +124,8 @@ def _mark_value(value: Any, where: str) -> Mark:
 def _descend(node: Any, part: str | int, text: str) -> Any:
     """The container under `part`; a missing one becomes an empty mapping, and a word the mapping it stands for."""
     try:
-        if isinstance(node, dict) and not isinstance(node.get(part), (dict, list)):
-            word = node.get(part)
+        word = node.get(part) if isinstance(node, dict) else node[part]
+        if not isinstance(word, (dict, list)):
             node[part] = {"path": word} if isinstance(word, str) and word != "auto" else {}
         return node[part]
     except (TypeError, IndexError, KeyError):

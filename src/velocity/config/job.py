@@ -80,8 +80,10 @@ class Job(Config):
     def _deepspeed_leaves_what_is_decided(self) -> Job:
         for name, key in DECIDED.items():
             section, _, leaf = name.partition(".")
-            value = self.deepspeed.get(section)
-            if value is not None and (not leaf or (isinstance(value, dict) and leaf in value)):
+            if section not in self.deepspeed:
+                continue
+            value = self.deepspeed[section]
+            if not leaf or not isinstance(value, dict) or leaf in value:
                 raise ValueError(f"deepspeed.{name} is decided by Velocity; set {key} instead")
         return self
 

@@ -16,12 +16,21 @@ FREE = ("output", "duration", "strategy", "checkpoint", "tracking", "launch", "d
         "data.cache", "data.processes", "data.eval_every")  # fmt: skip
 
 
+HEAD = "# The resolved job. Each value's origin: the file and line, the command line, the default, or the planner.\n"
+
+
+def is_resolved(path: Path) -> bool:
+    """True for the job.yaml of a run folder, and not for a job file that a user wrote."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(HEAD)) == HEAD.encode()
+    except OSError:
+        return False
+
+
 def render(loaded: LoadedJob) -> str:
     """The job as YAML; each leaf's origin stands behind it as a comment."""
-    head = (
-        "# The resolved job. Each value's origin: the file and line, the command line, the default, or the planner.\n"
-    )
-    return head + "".join(line + "\n" for line in _lines(loaded.job.model_dump(mode="json"), loaded.origins, "", 0))
+    return HEAD + "".join(line + "\n" for line in _lines(loaded.job.model_dump(mode="json"), loaded.origins, "", 0))
 
 
 def _lines(data: dict[str, Any], origins: dict[str, str], prefix: str, depth: int) -> list[str]:

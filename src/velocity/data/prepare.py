@@ -26,6 +26,7 @@ from velocity.data.sources import Chunk, File, list_files, read_chunks
 from velocity.data.store import Block, SequenceStore, StoreWriter, open_or_build
 from velocity.data.tokenizer import load_tokenizer, tokenizer_hash
 from velocity.errors import JobError, UserError
+from velocity.process import die_with_parent
 
 Report = Callable[[str], None]
 
@@ -91,7 +92,9 @@ def _parse_json(line: bytes) -> Any:
 
 
 def _start_worker() -> None:
+    die_with_parent()  # it holds the parent's locks, too
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _work(chunk: Chunk) -> _Encoded:
@@ -196,9 +199,8 @@ def _file_hash(file: File, cache: Path) -> str:
 
 def _hub_hash(name: str) -> str:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return str(HfApi().dataset_info(name).sha)
-    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # the hub's client has errors of its own, and its network library others
         raise sources.no_dataset(name, error) from None

@@ -165,9 +165,9 @@ def _hub(file: File, number: int) -> Iterator[Chunk]:
 
     try:
         data = datasets.load_dataset(file.path, split=file.split, streaming=True)
-        yield from _chunked(data, number)
-    except (ConnectionError, FileNotFoundError, RuntimeError) as error:
+    except Exception as error:  # the hub's client has errors of its own, and its network library others
         raise no_dataset(file.path, error) from None
+    yield from _chunked(data, number)
 
 
 def no_dataset(name: str, error: Exception) -> UserError:

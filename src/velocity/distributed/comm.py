@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -91,9 +86,3 @@ def wait_for_all() -> None:
     """All ranks have come this far."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier()
-
-
-def die_with_parent() -> None:
-    """The kernel ends this process when its parent dies, so that none goes on alone (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -39,6 +39,9 @@ class DeepSpeedEngine:
         self.ranks, self.scorer = ranks, scorer
         self.stage: int = config["zero_optimization"]["stage"]
         self._stats = StepStats(0.0, skipped=False)
+        if self.stage == 0 and ranks.world_size == 1:
+            # Without ZeRO it copies all gradients into one buffer and back, even where there is nobody to add up with.
+            self.engine.enable_backward_allreduce = False
         if self.stage == 0:
             # Stage 0 reduces the gradients inside its step and tells no norm: we look between the two.
             optimizer.register_step_pre_hook(lambda *_: self._before_step(clipping))

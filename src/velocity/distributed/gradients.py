@@ -23,6 +23,6 @@ def clip_or_drop(parameters: Iterable[Tensor], clipping: float) -> StepStats:
         for parameter in parameters:
             parameter.grad = None
         return StepStats(float(norm), skipped=True)
-    if clipping > 0:
+    if 0 < clipping < float(norm):
         torch.nn.utils.clip_grads_with_norm_(parameters, clipping, norm)
     return StepStats(float(norm), skipped=False)

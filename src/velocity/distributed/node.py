@@ -16,8 +16,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from velocity.distributed import failure
-from velocity.distributed.comm import die_with_parent
 from velocity.errors import Problem
+from velocity.process import die_with_parent
 
 FAILED, INTERRUPTED = 1, 75
 # Asked to stop, the ranks end their step and save. torchrun would kill them after 30 s; whoever asked can do that.

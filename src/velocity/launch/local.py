@@ -24,6 +24,12 @@ def render(run_folder: Path, failures: Path, processes: int) -> list[str]:
     return [*node, "velocity.training.run", str(run_folder)]
 
 
+def visible_gpus() -> list[str] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves to us, by index or id; None where it is not set."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if named is None else [part.strip() for part in named.split(",") if part.strip()]
+
+
 def environment(processes: int, cores: int, *, gpus: bool) -> dict[str, str]:
     """What the command's environment has besides our own: the cores are shared out, nothing warns twice."""
     added = {

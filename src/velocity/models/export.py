@@ -28,6 +28,8 @@ def save_model(model: nn.Module, weights: Mapping[str, Tensor], tokenizer: Any, 
         hf.save_pretrained(str(temporary), state_dict=dict(weights))
         tokenizer.save_pretrained(str(temporary))
         (temporary / "README.md").write_text(card, encoding="utf-8")
+        for file in temporary.rglob("*.safetensors"):  # safetensors makes them private
+            file.chmod(0o644)
 
 
 def generation_config(model: Any, tokenizer: Any) -> GenerationConfig:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from velocity.config.resolved import is_resolved
 from velocity.config.sections import ModelConfig
 from velocity.errors import UserError
 
@@ -18,7 +19,7 @@ def locate(model: ModelConfig) -> Path:
     """The folder with the model's files: the one named, a finished run's model/, or a hub snapshot."""
     path = Path(model.path).expanduser()
     if path.is_dir():
-        folder = path / "model" if (path / "job.yaml").is_file() else path
+        folder = path / "model" if is_resolved(path / "job.yaml") else path
         if not folder.is_dir():
             raise UserError("the run is not finished: it has no model yet", str(path), f"velocity run {path}/job.yaml")
         check_whole(folder)
@@ -30,11 +31,10 @@ def locate(model: ModelConfig) -> Path:
 
 def _from_hub(model: ModelConfig) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(model.path, revision=model.revision, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except Exception as error:  # the hub's client has errors of its own, and its network library others
         what = f"'{model.path}' is no folder here, and the hub does not give it: {type(error).__name__}"
         raise UserError(what, "model", "check the path or the id; a private model needs HF_TOKEN") from None
     check_whole(folder)

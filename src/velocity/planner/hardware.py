@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 GIB = 1024**3
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
@@ -31,19 +33,30 @@ class Hardware:
         return asdict(self)
 
 
-def detect() -> Hardware:
-    """The machine this runs on."""
+def detect(visible: Sequence[str] | None = None) -> Hardware:
+    """The machine this runs on; of its GPUs those `visible` (by index or the beginning of an id), or all for None."""
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    memory_gib = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _container_bytes()) / GIB
     bf16 = any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16 "))
-    return Hardware(cores, round(memory_gib, 1), bf16, _gpus())
+    return Hardware(cores, round(memory_gib, 1), bf16, _gpus(visible))
 
 
-def _gpus() -> tuple[tuple[str, float, float], ...]:
+def _container_bytes() -> float:
+    """The memory that our control group may use; infinite where nothing limits it."""
+    limit = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.is_file() else "max"
+    return float(limit) if limit.isdigit() else float("inf")
+
+
+def _gpus(visible: Sequence[str] | None) -> tuple[tuple[str, float, float], ...]:
     if not shutil.which("nvidia-smi"):
         return ()
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
     answer = subprocess.run(query, capture_output=True, text=True, check=False)
     rows = [line.split(", ") for line in answer.stdout.splitlines() if answer.returncode == 0]
-    return tuple((name, float(mebibytes) / 1024, float(capability)) for name, mebibytes, capability in rows)
+    seen = [
+        (name, float(mebibytes) / 1024, float(capability))
+        for index, uuid, name, mebibytes, capability in rows
+        if visible is None or any(index == one or (one and uuid.startswith(one)) for one in visible)
+    ]
+    return tuple(seen)

@@ -41,7 +41,7 @@ def model_size(folder: Path) -> ModelSize | None:
 
 
 def resolve(loaded: LoadedJob, hardware: Hardware, model_folder: Path) -> LoadedJob:
-    """The job without any `auto`; the origin of what was chosen reads `planner: reason`."""
+    """The job without an `auto` that a plan decides; the origin of what was chosen reads `planner: reason`."""
     job = loaded.job
     if job.strategy.precision == "fp16" and not hardware.gpus:
         raise UserError("precision fp16 needs a GPU", "strategy.precision", "use auto, bf16 or fp32")
@@ -54,8 +54,8 @@ def resolve(loaded: LoadedJob, hardware: Hardware, model_folder: Path) -> Loaded
         "launch.processes": why_processes,
         "strategy.precision": why_precision,
         "strategy.zero": why_zero,
-        "strategy.recompute": why_micro,
-        "batch.micro": why_micro,
+        "strategy.recompute": why_micro if job.strategy.recompute == "auto" else "",
+        "batch.micro": why_micro if job.batch.micro == "auto" else "",
     }
     strategy = StrategyConfig(zero=zero, precision=precision, recompute=cast(Any, recompute))
     update = {

@@ -5,6 +5,7 @@ A folder without its COMMITTED file does not exist: it is a save that was cut of
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from dataclasses import asdict, dataclass
@@ -12,9 +13,11 @@ from pathlib import Path
 
 from velocity.distributed import comm
 from velocity.distributed.engine import TrainEngine
+from velocity.errors import UserError
 from velocity.files import sync, sync_all
 
 MARKER = "COMMITTED"
+FULL_BYTES = 1 << 20  # a disk with less room than this took what fitted of a write, and refused the rest
 
 
 @dataclass
@@ -30,8 +33,9 @@ class TrainState:
 class Checkpoints:
     """The checkpoints of one run. Every rank calls each method; rank 0 decides and writes."""
 
-    def __init__(self, folder: Path, keep: int, *, first: bool) -> None:
-        self.folder, self.keep, self.first = folder, keep, first
+    def __init__(self, folder: Path, keep: int, *, first: bool, layout: str = "") -> None:
+        """`layout` says how the engine spreads its state: what was saved with another one does not load."""
+        self.folder, self.keep, self.first, self.layout = folder, keep, first, layout
 
     def save(self, engine: TrainEngine, state: TrainState) -> None:
         """A committed checkpoint of `state` exists; older ones beyond `keep` do not."""
@@ -41,10 +45,18 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         comm.wait_for_all()
-        engine.save(temporary / "engine")
+        try:
+            engine.save(temporary / "engine")
+        except Exception as error:
+            full = shutil.disk_usage(temporary).free < FULL_BYTES
+            if self.first:
+                shutil.rmtree(temporary, ignore_errors=True)  # it would keep the disk full
+            if full:  # torch's writer does not say so
+                raise OSError(errno.ENOSPC, str(error), str(final)) from None
+            raise
         comm.wait_for_all()
         if self.first:
-            (temporary / "state.json").write_text(json.dumps(asdict(state)))
+            (temporary / "state.json").write_text(json.dumps({**asdict(state), "layout": self.layout}))
             sync_all(temporary)
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
@@ -55,12 +67,19 @@ class Checkpoints:
         comm.wait_for_all()
 
     def resume(self, engine: TrainEngine) -> TrainState:
-        """The state of the newest committed checkpoint, loaded; a fresh one where there is none."""
+        """The state of the newest committed checkpoint, loaded; a fresh one where there is none.
+
+        UserError where it was saved with another layout.
+        """
         newest = comm.from_first(str(self._committed()[-1]) if self.first and self._committed() else None)
         if newest is None:
             return TrainState()
+        state = json.loads((Path(newest) / "state.json").read_text())
+        if (saved := state.pop("layout")) != self.layout:
+            what = f"the checkpoint is of {saved}, and does not load with {self.layout}"
+            raise UserError(what, newest, "go on with the former settings, or begin anew with --fresh")
         engine.load(Path(newest) / "engine")
-        return TrainState(**json.loads((Path(newest) / "state.json").read_text()))
+        return TrainState(**state)
 
     def _committed(self) -> list[Path]:
         return sorted(marker.parent for marker in self.folder.glob(f"step-*/{MARKER}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 
 import torch
@@ -14,6 +15,8 @@ PEAK_FLOPS = {
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
+    "A10": 125e12,
     "A10G": 70e12,
     "L4": 121e12,
 }
@@ -28,5 +31,5 @@ def memory_gib(device: torch.device) -> float:
 
 def model_flops_utilisation(parameters: int, tokens_per_second: float, gpu: str, gpus: int) -> float | None:
     """6 x parameters FLOP a token (arXiv 2204.02311, appendix B, without attention) over the peak; None if unknown."""
-    peak = next((rate for name, rate in PEAK_FLOPS.items() if name in gpu), None)
+    peak = next((PEAK_FLOPS[word] for word in re.split(r"\W|_", gpu) if word in PEAK_FLOPS), None)
     return None if peak is None else 6 * parameters * tokens_per_second / (peak * gpus)

@@ -20,18 +20,20 @@ import torch
 from velocity import __version__
 from velocity.config.job import Job
 from velocity.config.resolved import read_resolved
+from velocity.config.strategy import StrategyConfig
 from velocity.data.loader import Corpus, Share, TrainLoader, eval_rows, split
 from velocity.data.store import SequenceStore
 from velocity.data.tokenizer import load_tokenizer
 from velocity.distributed import comm, failure
 from velocity.distributed.comm import Ranks
 from velocity.distributed.deepspeed_engine import DeepSpeedEngine
-from velocity.errors import InterruptedRun, JobError, VelocityError
+from velocity.errors import InterruptedRun, JobError, VelocityError, from_system
 from velocity.models.export import model_card, save_model
 from velocity.models.load import load_model
 from velocity.models.probe import check_isolation, check_scores
 from velocity.models.scorer import CausalScorer
 from velocity.objectives.build import build_objective
+from velocity.process import die_with_parent
 from velocity.training.callbacks.build import build_callbacks
 from velocity.training.callbacks.callback import Callback
 from velocity.training.checkpoint import Checkpoints
@@ -52,10 +54,14 @@ def train(run: RunFolder, ranks: Ranks) -> None:
         _corpus(environment["data"]["train"], [source.weight for source in job.data.train]), job, share
     )
     scorer, engine = build_engine(job, Path(environment["model_folder"]), json.loads(run.deepspeed.read_text()), ranks)
+    engine.train(False)  # dropout would move the scores that are compared
     check_scores(engine, scorer)
     if job.data.packing:
         check_isolation(engine, scorer.vocabulary)
-    checkpoints = Checkpoints(run.checkpoints, job.checkpoint.keep, first=ranks.first)
+    engine.train(True)
+    checkpoints = Checkpoints(
+        run.checkpoints, job.checkpoint.keep, first=ranks.first, layout=layout(job.strategy, ranks.world_size)
+    )
     state = checkpoints.resume(engine)
     total = total_steps(job, loader)
     if ranks.first:
@@ -166,7 +172,7 @@ def _export(
 
 def main(folder: str) -> int:
     """Train, and say how it went: the exit status, and for a failure its cause in the run folder."""
-    comm.die_with_parent()
+    die_with_parent()
     warnings.filterwarnings("ignore")
     _quieten()
     run, ranks = RunFolder(Path(folder)), comm.from_environment()
@@ -183,11 +189,20 @@ def main(folder: str) -> int:
     except torch.OutOfMemoryError:
         fix = "strategy.zero: 3, strategy.recompute: layers, batch.micro: 1, or a shorter data.sequence_length"
         return _failed(run, ranks, JobError("the GPU's memory is full", _place(ranks), fix), "")
+    except OSError as error:
+        return _failed(run, ranks, from_system(error), traceback.format_exc())
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         shown = JobError(what, _place(ranks), "--debug shows the traceback")
         return _failed(run, ranks, shown, traceback.format_exc())
     return 0
+
+
+def layout(strategy: StrategyConfig, processes: int) -> str:
+    """What DeepSpeed's checkpoints depend on. Tried: stages 1 and 2 share a format, stage 0 is whole on each rank."""
+    stage = {0: "0", 1: "1 or 2", 2: "1 or 2", 3: "3"}[int(strategy.zero)]
+    ranks = "" if strategy.zero == 0 else f" on {processes} process(es)"
+    return f"ZeRO {stage}, {strategy.precision}{ranks}"
 
 
 def _place(ranks: Ranks) -> str:

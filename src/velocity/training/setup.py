@@ -16,7 +16,7 @@ from typing import Any
 
 from velocity import __version__
 from velocity.config.job import Job, LoadedJob
-from velocity.config.resolved import differences, read_resolved, render
+from velocity.config.resolved import differences, is_resolved, read_resolved, render
 from velocity.data.fingerprint import digest
 from velocity.data.prepare import Preparation
 from velocity.data.store import SequenceStore
@@ -24,6 +24,7 @@ from velocity.distributed import failure
 from velocity.distributed.ds_config import deepspeed_config
 from velocity.errors import UserError
 from velocity.files import write_atomically
+from velocity.training.callbacks.build import check_installed
 from velocity.training.run_folder import RunFolder
 
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "safetensors", "pyarrow", "numpy")
@@ -58,8 +59,11 @@ def check_vocabulary(model_folder: Path) -> None:
     size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
     if size is None or not tokenizer.is_file():
         return
-    content = json.loads(tokenizer.read_text(encoding="utf-8"))
-    vocabulary = content["model"].get("vocab", {})
+    try:
+        content = json.loads(tokenizer.read_text(encoding="utf-8"))
+        vocabulary = content["model"].get("vocab", {})
+    except (ValueError, TypeError, KeyError):
+        raise UserError("the tokenizer's file is not valid", str(tokenizer), "copy the model again") from None
     numbers = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
     largest = max([*numbers, *(token["id"] for token in content.get("added_tokens", []))], default=0)
     if largest >= size:
@@ -88,6 +92,20 @@ def is_complete(loaded: LoadedJob, inputs: Inputs) -> bool:
     return not differences(old, loaded.job) and old.duration == loaded.job.duration
 
 
+def check_startable(loaded: LoadedJob, *, fresh: bool = False) -> None:
+    """Nothing, or UserError for what would end the job as soon as its inputs are prepared, which can take long."""
+    check_installed(loaded.job.tracking)
+    run = RunFolder(Path(loaded.job.output))
+    if fresh or not run.path.is_dir():
+        return
+    if is_resolved(run.job):
+        _refuse(run, differences(read_resolved(run.job), loaded.job))
+    elif any(run.path.iterdir()):
+        raise UserError(
+            "the output folder is not empty, and no run of Velocity", str(run.path), "choose another output"
+        )
+
+
 def claim(loaded: LoadedJob, inputs: Inputs, hardware: Mapping[str, Any], *, fresh: bool) -> RunFolder:
     """The run folder describes this job; UserError where it belongs to another one and `fresh` is not given.
 
@@ -96,12 +114,9 @@ def claim(loaded: LoadedJob, inputs: Inputs, hardware: Mapping[str, Any], *, fre
     run = RunFolder(Path(loaded.job.output))
     if fresh and run.path.exists():
         run.move_aside()
-    if run.job.is_file():
-        _check_same(run, loaded.job, inputs)
-    elif run.path.is_dir() and any(run.path.iterdir()):
-        raise UserError(
-            "the output folder is not empty, and no run of Velocity", str(run.path), "choose another output"
-        )
+    check_startable(loaded)
+    if is_resolved(run.job) and run.status().get("inputs", inputs.hash) != inputs.hash:
+        _refuse(run, ["the content of the model or of the data"])
     run.path.mkdir(parents=True, exist_ok=True)
     failure.forget(run.failures)
     processes = loaded.job.launch.processes
@@ -114,10 +129,8 @@ def claim(loaded: LoadedJob, inputs: Inputs, hardware: Mapping[str, Any], *, fre
     return run
 
 
-def _check_same(run: RunFolder, job: Job, inputs: Inputs) -> None:
-    differing = differences(read_resolved(run.job), job)
-    if not differing and run.status().get("inputs", inputs.hash) != inputs.hash:
-        differing = ["the content of the model or of the data"]
+def _refuse(run: RunFolder, differing: list[str]) -> None:
+    """UserError that names what makes the folder another job's; nothing where that list is empty."""
     if differing:
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
         what = f"the output folder belongs to another job; different: {'; '.join(differing[:3])}{more}"

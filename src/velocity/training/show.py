@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from velocity.config.resolved import read_resolved
+from velocity.config.resolved import is_resolved, read_resolved
 from velocity.distributed import failure
 from velocity.errors import UserError
 from velocity.training.run_folder import RunFolder
@@ -21,8 +21,8 @@ WIDTH = 60
 def summarise(path: Path) -> dict[str, Any]:
     """The run's state, its numbers and its evaluations before and after; UserError where the folder is no run."""
     run = RunFolder(path)
-    if not run.job.is_file():
-        raise UserError("not a run folder: it has no job.yaml", str(path), "give the output folder of a job")
+    if not is_resolved(run.job):
+        raise UserError("not a run folder: it has no job.yaml of a run", str(path), "give the output folder of a job")
     job, lines = read_resolved(run.job), [line for line in run.lines() if "loss" in line]
     busy = sum(line["seconds"] for line in lines)
     processed = sum(line["tokens_per_second"] * line["seconds"] for line in lines)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +16,28 @@ from velocity.training.callbacks.progress import ProgressReport
 def build_callbacks(folder: Path, job: Mapping[str, Any], total: int, done: int) -> list[Callback]:
     """metrics.jsonl and the progress report, and what `tracking` names."""
     always: list[Callback] = [JsonlMetrics(folder / "metrics.jsonl"), ProgressReport(folder, total, done)]
-    return always + [_tracker(name, folder, job) for name in job["tracking"]]
+    return always + [_tracker(name, folder, job, done) for name in job["tracking"]]
 
 
-def _tracker(name: str, folder: Path, job: Mapping[str, Any]) -> Callback:
-    try:
-        match name:
-            case "tensorboard":
-                from velocity.training.callbacks.tensorboard import TensorBoard
+def check_installed(tracking: Sequence[str]) -> None:
+    """Nothing, or UserError for a tracker whose package is absent; it imports none of them."""
+    for name in tracking:
+        if importlib.util.find_spec(name) is None:
+            what = f"tracking: {name} is not installed"
+            raise UserError(what, "tracking", "pip install 'ProfoundVelocity[tracking]'")
 
-                return TensorBoard(folder)
-            case "wandb":
-                from velocity.training.callbacks.wandb import WandB
 
-                return WandB(folder, job)
-            case _:
-                from velocity.training.callbacks.mlflow import MLflow
+def _tracker(name: str, folder: Path, job: Mapping[str, Any], done: int) -> Callback:
+    match name:
+        case "tensorboard":
+            from velocity.training.callbacks.tensorboard import TensorBoard
 
-                return MLflow(folder, job)
-    except ImportError as error:
-        raise UserError(
-            f"tracking: {name} is not installed ({error.name})", "tracking", "pip install 'ProfoundVelocity[tracking]'"
-        ) from None
+            return TensorBoard(folder, done)
+        case "wandb":
+            from velocity.training.callbacks.wandb import WandB
+
+            return WandB(folder, job)
+        case _:
+            from velocity.training.callbacks.mlflow import MLflow
+
+            return MLflow(folder, job)

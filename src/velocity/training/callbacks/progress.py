@@ -22,7 +22,7 @@ class ProgressReport:
         self.bar: Progress | None = None
         if self.console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[now]}"),
@@ -51,7 +51,7 @@ class ProgressReport:
         """One line into log.txt, and to the person where the bar does not say it already."""
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}", file=self.log, flush=True)
         if shown:
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Write what is left, and end."""

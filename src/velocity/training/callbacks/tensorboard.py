@@ -11,8 +11,9 @@ from torch.utils.tensorboard import SummaryWriter
 class TensorBoard:
     """Scalars of each step and evaluation."""
 
-    def __init__(self, folder: Path) -> None:
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
+    def __init__(self, folder: Path, done: int) -> None:
+        """What an earlier attempt told of steps after `done` is hidden: those steps are done again."""
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def on_step(self, line: Mapping[str, float]) -> None:
         """Tell a step's numbers."""

@@ -1,0 +1,83 @@
+"""Ranks as torchrun names them, and what they agree on: two real ones, and one alone."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from tests.pool import Pool
+from velocity.distributed import comm
+from velocity.distributed.comm import Ranks
+
+
+def test_a_rank_is_who_torchrun_says(monkeypatch: pytest.MonkeyPatch):
+    for name, value in {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    assert comm.from_environment() == Ranks(rank=5, local_rank=1, world_size=8)
+
+
+def test_only_rank_0_is_the_first_also_on_a_second_machine():
+    assert Ranks(0, 0, 4).first
+    assert not Ranks(2, 0, 4).first
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_machine_without_a_gpu_computes_on_its_processor():
+    assert Ranks(1, 1, 2).device == torch.device("cpu")
+
+
+@pytest.mark.gpu
+def test_a_rank_has_the_gpu_of_its_place_on_the_machine():
+    assert Ranks(5, 1, 8).device == torch.device("cuda", 1)
+
+
+def test_alone_nothing_is_summed_sent_or_waited_for():
+    value = torch.tensor([3.0])
+    assert comm.sum_over_ranks(value) is value
+    assert comm.from_first("a") == "a"
+    comm.wait_for_all()
+    comm.stop()
+
+
+def _agree(ranks: Ranks) -> dict[str, Any]:
+    import deepspeed.ops
+
+    total = comm.sum_over_ranks(torch.tensor([1.0, 10.0 * ranks.rank]))
+    return {
+        "who": (ranks.rank, ranks.local_rank, ranks.world_size),
+        "sum": total.tolist(),
+        "first": comm.from_first({"rank": ranks.rank}),
+        "compiles": deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"],
+        "backend": torch.distributed.get_backend(),
+    }
+
+
+def test_two_ranks_agree_on_a_sum_and_on_what_the_first_says(pool: Pool):
+    first, second = pool(_agree)
+    assert (first.pop("who"), second.pop("who")) == ((0, 0, 2), (1, 1, 2))
+    assert first == second
+    assert first["sum"] == [2.0, 10.0]  # 1 + 1, 0 + 10
+    assert first["first"] == {"rank": 0}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_on_a_processor_ranks_speak_gloo_and_compile_nothing(pool: Pool):
+    for answer in pool(_agree):
+        assert answer["backend"] == "gloo"
+        assert answer["compiles"] is False
+
+
+def _wait(ranks: Ranks, seconds: float) -> tuple[float, float]:
+    """When this rank came to the barrier, and when it was let through."""
+    time.sleep(seconds * ranks.rank)
+    came = time.time()
+    comm.wait_for_all()
+    return came, time.time()
+
+
+def test_no_rank_goes_on_before_the_last_has_come(pool: Pool):
+    (_, first_left), (second_came, _) = pool(_wait, 0.3)
+    assert first_left >= second_came

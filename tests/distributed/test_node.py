@@ -1,0 +1,111 @@
+"""The node of a machine: its exit status is that of the first worker that failed, and a signal reaches the workers.
+
+The workers are a few lines of Python that know no torch: a real torchrun agent starts them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.commands import processes_naming
+from velocity.distributed import failure
+
+WORKER = """
+import os, signal, sys, time
+from pathlib import Path
+folder, wish, rank = Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
+def asked(number, _):
+    (folder / f"asked-{rank}").write_text(signal.Signals(number).name)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, asked)
+(folder / f"rank-{rank}").write_text(f"{os.environ['LOCAL_RANK']} of {os.environ['WORLD_SIZE']}")
+while len(list(folder.glob("rank-*"))) < 2:
+    time.sleep(0.01)
+if wish == "fails" and rank == 1:
+    sys.exit(3)
+if wish == "killed" and rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+if wish != "ends":
+    time.sleep(60)
+"""
+
+
+class Run:
+    """A node with two workers, at its end: exit status, standard error, and what the workers wrote."""
+
+    def __init__(self, folder: Path, wish: str) -> None:
+        folder.mkdir()
+        self.folder = folder
+        (folder / "worker.py").write_text(WORKER)
+        node = [sys.executable, "-m", "velocity.distributed.node", "2", str(folder / "failures")]
+        command = [*node, "worker", str(folder), wish]
+        environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        try:
+            deadline = time.monotonic() + 60
+            while wish == "stopped" and len(list(folder.glob("rank-*"))) < 2 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            if wish == "stopped":
+                process.send_signal(signal.SIGTERM)
+            self.stderr = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+            process.wait()
+        self.status = process.returncode
+        self.wrote = {path.name: path.read_text() for path in folder.glob("*-?")}
+        self.left = processes_naming(str(folder))
+
+
+WISHES = ["ends", "fails", "killed", "stopped"]
+
+
+@pytest.fixture(name="runs", scope="module")
+def _runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Run]]]:
+    """The node, once with each kind of worker; two nodes at a time, because each is mostly starting."""
+    folder = tmp_path_factory.mktemp("node")
+    with ThreadPoolExecutor(2) as starter:
+        yield {wish: starter.submit(Run, folder / wish, wish) for wish in WISHES}
+
+
+Runs = dict[str, "Future[Run]"]
+
+
+def test_every_worker_knows_its_rank_and_a_good_end_is_0(runs: Runs):
+    run = runs["ends"].result()
+    assert run.status == 0, run.stderr
+    assert run.wrote == {"rank-0": "0 of 2", "rank-1": "1 of 2"}
+
+
+def test_the_exit_status_of_a_worker_that_fails_becomes_the_nodes_and_the_other_is_stopped(runs: Runs):
+    run = runs["fails"].result()
+    assert run.status == 3
+    assert run.wrote["asked-0"] == "SIGTERM"
+    assert run.stderr == "", "the worker said already why, where it could"
+
+
+def test_a_worker_that_a_signal_killed_is_named_with_the_signal(runs: Runs):
+    run = runs["killed"].result()
+    assert run.status == 1
+    cause = failure.cause(run.folder / "failures")
+    assert cause is not None and cause["rank"] == 1
+    assert cause["what"].splitlines()[:2] == ["a process was killed by SIGKILL", f"  where: rank 1 on {failure.host()}"]
+
+
+def test_a_signal_that_asks_to_stop_reaches_every_worker_and_the_end_is_interrupted(runs: Runs):
+    run = runs["stopped"].result()
+    assert run.status == 75, run.stderr
+    assert (run.wrote["asked-0"], run.wrote["asked-1"]) == ("SIGTERM", "SIGTERM")
+
+
+@pytest.mark.parametrize("wish", WISHES)
+def test_no_process_is_left(runs: Runs, wish: str):
+    assert runs[wish].result().left == []

@@ -1,0 +1,231 @@
+"""The command line as a user meets it: quick to start, checked whole before anything starts, and honest at its end."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.commands import velocity
+from tests.making import write_job, write_jsonl
+from velocity import cli
+from velocity.config.job import Job, load_job
+from velocity.config.resolved import render
+from velocity.distributed import failure
+from velocity.errors import InterruptedRun, JobError
+from velocity.training.run_folder import RunFolder
+
+HEAVY = {"torch", "transformers", "deepspeed", "datasets"}
+
+
+def put_model(folder: Path) -> Path:
+    """A model folder that is whole, as far as one can tell without loading it."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"num_hidden_layers": 1, "hidden_size": 8, "dtype": "float32"}')
+    header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    return folder
+
+
+def best_of_three(*arguments: object) -> float:
+    """Seconds of the quickest of three starts: what the command needs where nothing else runs."""
+    took = []
+    for _ in range(3):
+        started = time.perf_counter()
+        velocity(*arguments)
+        took.append(time.perf_counter() - started)
+    return min(took)
+
+
+def test_help_comes_within_0_3_seconds_and_names_every_verb():
+    done = velocity("--help")
+    assert done.returncode == 0
+    assert {"run", "check", "show", "schema"} <= set(re.findall(r"^ +([a-z]+) ", done.stdout, re.MULTILINE))
+    assert best_of_three("--help") < 0.3
+
+
+def test_a_wrong_job_file_is_refused_within_a_second(tmp_path: Path):
+    job = write_job(tmp_path / "job.yaml", optimiser={"learning_rate": 1.0})
+    assert velocity("run", job).returncode == 2
+    assert best_of_three("run", job) < 1
+
+
+@pytest.mark.parametrize("verb", ["--help", "run", "check", "schema"])
+def test_nothing_heavy_is_imported_before_a_job_is_known_to_be_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+):
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # every import becomes a line on standard error
+    job = [write_job(tmp_path / "job.yaml", optimiser={})] if verb in ("run", "check") else []
+    done = velocity(verb, *job)
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "velocity.cli" in imported
+    assert not {name for name in imported if name.split(".")[0] in HEAVY}
+
+
+def test_the_schema_is_that_of_a_job():
+    done = velocity("schema")
+    assert json.loads(done.stdout) == json.loads(json.dumps(Job.model_json_schema()))
+
+
+def test_every_job_file_is_checked_before_the_first_of_them_starts(tmp_path: Path):
+    put_model(tmp_path / "good" / "model")
+    good = write_job(tmp_path / "good" / "job.yaml")
+    bad = write_job(tmp_path / "bad" / "job.yaml", optimiser={})
+    done = velocity("run", good, bad)
+    assert done.returncode == 2
+    assert "unknown key 'optimiser'" in done.stderr
+    assert {path.name for path in good.parent.iterdir()} == {"job.yaml", "model"}
+
+
+def test_two_problems_of_a_job_file_are_said_at_once(tmp_path: Path):
+    done = velocity("run", write_job(tmp_path / "job.yaml", optimiser={}, seed="seven"))
+    assert "unknown key 'optimiser'" in done.stderr
+    assert "seed: " in done.stderr
+    assert len(done.stderr.splitlines()) <= 6
+
+
+def test_a_command_without_a_job_file_is_refused(tmp_path: Path):
+    for arguments in (["run"], ["run", "seed=1"], ["check", "seed=1"]):
+        done = velocity(*arguments)
+        assert done.returncode == 2, arguments
+        assert done.stderr
+
+
+def test_a_dry_run_prints_the_resolved_job_and_the_command_and_starts_nothing(tmp_path: Path):
+    put_model(tmp_path / "model")
+    job = write_job(tmp_path / "job.yaml")
+    done = velocity("run", job, "seed=3", "--processes", "2", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    *lines, command = done.stdout.splitlines()
+    resolved = yaml.safe_load("\n".join(lines))
+    assert (resolved["seed"], resolved["launch"]["processes"]) == (3, 2)
+    assert next(line for line in lines if line.startswith("seed:")).endswith("# command line")
+    assert command.startswith("# ") and command.endswith(f" velocity.training.run {tmp_path}/run")
+    assert "velocity.distributed.node 2 " in command
+    assert {path.name for path in tmp_path.iterdir()} == {"job.yaml", "model"}
+
+
+def test_the_number_of_processes_is_checked_like_any_other_setting(tmp_path: Path):
+    done = velocity("run", write_job(tmp_path / "job.yaml"), "--processes", "0")
+    assert done.returncode == 2
+    assert "launch.processes" in done.stderr and "command line" in done.stderr
+
+
+def test_a_traceback_is_shown_to_those_who_ask_for_it(tmp_path: Path):
+    job = write_job(tmp_path / "job.yaml", optimiser={})
+    assert "Traceback" not in velocity("run", job).stderr
+    asked = velocity("--debug", "run", job)
+    assert asked.returncode != 0
+    assert "Traceback" in asked.stderr and "unknown key 'optimiser'" in asked.stderr
+
+
+def make_run(folder: Path) -> RunFolder:
+    run = RunFolder(folder / "run")
+    run.path.mkdir()
+    run.job.write_text(render(load_job(write_job(folder / "job.yaml"))))
+    return run
+
+
+STEP = {"loss": 2.0, "tokens": 10, "tokens_per_second": 5.0, "seconds": 2.0, "memory_gib": 1.0}
+
+
+def test_show_tells_of_a_run_whose_last_line_was_torn(tmp_path: Path):
+    run = make_run(tmp_path)
+    run.metrics.write_text(json.dumps({"step": 1, **STEP}) + '\n{"step": 2, "lo')
+    done = velocity("show", run.path, "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["steps"], summary["losses"], summary["tokens_per_second"]) == (1, [2.0], 5.0)
+    for_a_person = velocity("show", run.path)
+    assert "1 steps, 10 tokens trained on" in for_a_person.stdout
+    assert for_a_person.stderr == ""
+
+
+def test_show_of_a_folder_that_is_no_run_is_refused(tmp_path: Path):
+    write_jsonl(tmp_path / "metrics.jsonl", [])
+    done = velocity("show", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: not a run folder: it has no job.yaml")
+
+
+@pytest.fixture(name="run")
+def _run(tmp_path: Path) -> RunFolder:
+    return make_run(tmp_path)
+
+
+def test_a_complete_run_ends_well(run: RunFolder, capsys: pytest.CaptureFixture[str]):
+    run.set_status("complete")
+    cli._conclude(run, 0)
+    assert capsys.readouterr().err == f"done: {run.model}\n"
+
+
+def test_a_run_that_was_stopped_is_interrupted_not_failed(run: RunFolder):
+    run.set_status("interrupted", why="stopped after step 3, and saved")
+    with pytest.raises(InterruptedRun, match="stopped after step 3"):
+        cli._conclude(run, 75)
+    assert run.status()["state"] == "interrupted"
+
+
+@pytest.mark.parametrize("status", [1, 2])
+def test_a_run_that_failed_has_the_cause_and_the_exit_status_of_the_rank_that_knew(run: RunFolder, status: int):
+    run.set_status("running")
+    failure.record(run.failures, 1, "the gradient was not finite\n  where: rank 1", exit_status=status)
+    with pytest.raises(JobError, match="the gradient was not finite") as caught:
+        cli._conclude(run, status)
+    assert caught.value.exit_status == status
+    assert run.status()["state"] == "failed"
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_a_run_that_ended_without_a_word_says_so(run: RunFolder):
+    run.set_status("running")
+    with pytest.raises(JobError, match="no rank could say why") as caught:
+        cli._conclude(run, 9)
+    assert caught.value.exit_status == 1
+    assert run.status()["state"] == "failed"
+
+
+def test_a_run_that_is_over_without_being_complete_is_not_taken_for_done(run: RunFolder):
+    run.set_status("running")
+    with pytest.raises(JobError):
+        cli._conclude(run, 0)
+
+
+def failing(error: Exception) -> Any:
+    def app(*_: object, **__: object) -> None:
+        raise error
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "a.bin"), ["No such file or directory", "a.bin"]),
+        (OSError(28, "No space left on device", "a.bin"), ["No space left on device", "a.bin", "free space"]),
+        (KeyError("layers"), ["KeyError: 'layers'", "--debug"]),
+    ],
+)
+def test_an_error_that_nobody_expected_is_said_in_three_lines_with_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, says: list[str]
+):
+    monkeypatch.setattr(cli, "app", failing(error))
+    with pytest.raises(SystemExit) as ended:
+        cli.main([])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert all(part in said for part in says)
+    assert len(said.splitlines()) == 3
+
+
+def test_arguments_are_those_of_the_process_where_none_are_given(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["velocity", "nonsense"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2

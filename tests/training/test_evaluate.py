@@ -1,0 +1,79 @@
+"""Held-out loss: a sum divided once, for each set, with dropout off and no gradient kept."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.training.test_trainer import ToyEngine
+from velocity.batch import IGNORED, Batch
+from velocity.objectives.causal_lm import CausalLM
+from velocity.training.evaluate import evaluate
+
+
+class NotingEngine(ToyEngine):
+    """A token of label n has log-probability -n; notes when dropout was switched, and whether gradients were kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[bool] = []
+
+    def __call__(self, batch: Batch) -> Tensor:
+        assert self.heard == [False], "scored with dropout on"
+        assert not torch.is_grad_enabled()
+        return torch.where(batch.labels_BS == IGNORED, 0.0, -batch.labels_BS.float())
+
+    def train(self, mode: bool) -> None:
+        self.heard.append(mode)
+
+
+class TwoRanks(NotingEngine):
+    """Another rank scored as many labels at twice the loss."""
+
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        return value + value * torch.tensor([2.0, 1.0])
+
+
+def row(*labels: int) -> Batch:
+    labels_BS = torch.tensor([labels])
+    return Batch(torch.zeros_like(labels_BS), torch.zeros_like(labels_BS), labels_BS, ((len(labels),),))
+
+
+def test_the_loss_of_a_set_is_over_its_labels_not_a_mean_of_batches():
+    # (1 + 1 + 1 + 5) / 4 = 2; the mean of the batches' means would be (1 + 5) / 2 = 3
+    found = evaluate(NotingEngine(), CausalLM(), {"unseen": [row(1, 1, 1), row(5, IGNORED)]})
+    assert found == {"unseen": {"loss": 2.0, "perplexity": pytest.approx(math.exp(2)), "tokens": 4}}
+
+
+def test_sets_are_scored_apart_and_keep_their_names():
+    found = evaluate(NotingEngine(), CausalLM(), {"unseen": [row(1)], "general": [row(3)]})
+    assert {name: result["loss"] for name, result in found.items()} == {"unseen": 1.0, "general": 3.0}
+
+
+def test_sums_are_taken_over_ranks_before_the_division():
+    # ours: 4 nats over 2 labels; the other's: 8 over 2. 12 / 4 = 3
+    found = evaluate(TwoRanks(), CausalLM(), {"unseen": [row(1, 3)]})["unseen"]
+    assert (found["loss"], found["tokens"]) == (3.0, 4)
+
+
+def test_dropout_is_off_while_scoring_and_on_again_afterwards():
+    engine = NotingEngine()
+    evaluate(engine, CausalLM(), {"unseen": [row(1)]})
+    assert engine.heard == [False, True]
+
+
+def test_without_evaluation_sets_there_is_nothing_to_say():
+    assert evaluate(NotingEngine(), CausalLM(), {}) == {}
+
+
+def test_a_rank_with_nothing_to_score_does_not_divide_by_nothing():
+    assert evaluate(NotingEngine(), CausalLM(), {"unseen": [row(IGNORED)]})["unseen"]["loss"] == 0
+
+
+def test_a_loss_that_is_far_too_large_has_a_perplexity_that_is_still_a_number():
+    found = evaluate(NotingEngine(), CausalLM(), {"unseen": [row(5000)]})["unseen"]
+    assert found["loss"] == 5000
+    assert math.isfinite(found["perplexity"])

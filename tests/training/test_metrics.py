@@ -1,0 +1,49 @@
+"""Memory and the share of a GPU's arithmetic, by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from velocity.training.metrics import model_flops_utilisation
+
+
+def test_utilisation_is_6_flop_a_parameter_and_token_over_the_peak_of_all_gpus():
+    # 6 x 7e9 x 10000 tokens/s = 4.2e14 FLOP/s, of 2 x 9.89e14: 21.2 %
+    found = model_flops_utilisation(7_000_000_000, 10_000, "NVIDIA H100 80GB HBM3", 2)
+    assert found == pytest.approx(4.2e14 / (2 * 989e12))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "peak"),
+    [("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA L4", 121e12), ("NVIDIA L40S", 362e12), ("NVIDIA H200", 989e12)],
+)
+def test_a_gpu_is_known_by_its_name(gpu: str, peak: float):
+    assert model_flops_utilisation(1_000_000, 1000, gpu, 1) == pytest.approx(6e9 / peak)
+
+
+def test_an_l40_is_not_taken_for_an_l4_which_has_two_thirds_of_its_peak():
+    assert model_flops_utilisation(1_000_000, 1000, "NVIDIA L40", 1) != pytest.approx(6e9 / 121e12)
+
+
+@pytest.mark.parametrize("gpu", ["", "Tesla T4"])
+def test_a_gpu_whose_peak_is_not_known_has_no_utilisation(gpu: str):
+    assert model_flops_utilisation(1_000_000, 1000, gpu, 1) is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="not Linux")
+def test_memory_on_a_processor_is_the_highest_that_was_resident():
+    code = (
+        "import re, torch; from velocity.training.metrics import memory_gib\n"
+        "read = lambda name: int(re.findall(name + r':\\s+(\\d+) kB', open('/proc/self/status').read())[0]) / 2**20\n"
+        "before = read('VmRSS')\n"
+        "torch.ones(128 << 20)  # half a GiB, freed at once\n"
+        "print(before, memory_gib(torch.device('cpu')), read('VmHWM'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, told, highest = map(float, done.stdout.split())
+    assert told == pytest.approx(highest, rel=0.02)
+    assert told == pytest.approx(before + 0.5, abs=0.05)

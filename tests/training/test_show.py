@@ -1,0 +1,129 @@
+"""What `velocity show` says of a run: sums by hand, a line that was torn, a run that failed or did nothing yet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.making import write_job
+from velocity.config.job import load_job
+from velocity.config.resolved import render
+from velocity.distributed import failure
+from velocity.errors import UserError
+from velocity.training.run_folder import RunFolder
+from velocity.training.show import print_summary, sparkline, summarise
+
+
+def step(number: int, **changes: float) -> dict[str, float]:
+    line = {"step": number, "loss": 5.0 - number, "tokens": 10, "learning_rate": 0.1, "grad_norm": 1.0}
+    return {**line, "tokens_per_second": 100.0, "seconds": 1.0, "memory_gib": 1.5, **changes}
+
+
+def scored(number: int, **perplexities: float) -> dict[str, Any]:
+    sets = {name: {"loss": 0.0, "perplexity": value, "tokens": 5} for name, value in perplexities.items()}
+    return {"step": number, "eval": sets}
+
+
+def make_run(folder: Path, lines: list[Any], torn: str = "", state: str = "running") -> RunFolder:
+    run = RunFolder(folder / "run")
+    run.path.mkdir(parents=True)
+    run.job.write_text(render(load_job(write_job(folder / "job.yaml"))))
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines) + torn)
+    run.set_status(state)
+    return run
+
+
+def shown(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> str:
+    print_summary(summarise(run.path))
+    captured = capsys.readouterr()
+    assert captured.err == "", "results go to standard output"
+    return captured.out
+
+
+def test_a_summary_sums_tokens_and_seconds_and_takes_the_highest_memory(tmp_path: Path):
+    slower = step(2, tokens=30, tokens_per_second=50.0, seconds=3.0, memory_gib=2.5)
+    found = summarise(make_run(tmp_path, [step(1), slower, step(3)]).path)
+    assert (found["task"], found["model"], found["state"]["state"]) == ("sft", str(tmp_path / "model"), "running")
+    assert (found["steps"], found["tokens_trained_on"], found["seconds"], found["memory_gib"]) == (3, 50, 5.0, 2.5)
+    # not the mean of the rates: (100 x 1 + 50 x 3 + 100 x 1) tokens in 5 seconds
+    assert found["tokens_per_second"] == pytest.approx(70)
+    assert found["losses"] == [4.0, 3.0, 2.0]
+    assert found["cause"] is None
+    assert json.loads(json.dumps(found)) == found, "--json prints it"
+
+
+@pytest.mark.parametrize("torn", ['{"step": 3, "loss": 2.0, "tok', '{"step": 3, "lo', "{", '{"step": 3}\n{"st'])
+def test_a_last_line_that_was_torn_is_not_there_and_those_before_it_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], torn: str
+):
+    run = make_run(tmp_path, [step(1), step(2)], torn)
+    assert summarise(run.path)["losses"] == [4.0, 3.0]
+    assert "2 steps, 20 tokens trained on, 2 s, 100 tokens/s, 1.5 GiB" in shown(run, capsys)
+
+
+def test_evaluations_are_shown_before_and_after_with_their_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    lines = [scored(0, unseen=10.0, general=20.0), step(1), scored(1, unseen=9.0, general=21.0), step(2)]
+    run = make_run(tmp_path, [*lines, scored(2, unseen=5.0, general=22.0)], state="complete")
+    assert summarise(run.path)["evaluations"]["unseen"]["after"]["perplexity"] == 5.0
+    rows = [line.replace("│", " ").split() for line in shown(run, capsys).splitlines()]
+    assert ["unseen", "10.00", "5.00", "-50.0%"] in rows
+    assert ["general", "20.00", "22.00", "+10.0%"] in rows
+
+
+def test_a_run_that_has_not_stepped_yet_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = make_run(tmp_path, [scored(0, unseen=10.0)])
+    assert summarise(run.path)["tokens_per_second"] is None
+    assert "no step was done yet" in shown(run, capsys)
+
+
+def test_a_run_that_was_claimed_and_never_started_is_shown(tmp_path: Path):
+    run = make_run(tmp_path, [])
+    run.metrics.unlink()
+    run.status_file.unlink()
+    assert summarise(run.path)["state"] == {"state": "new"}
+
+
+def test_a_run_that_failed_shows_its_cause(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = make_run(tmp_path, [step(1)], state="failed")
+    failure.record(run.failures, 1, "ValueError: the first")
+    text = shown(run, capsys)
+    assert f"{run.path}: sft of {tmp_path}/model, failed" in text.replace("\n", "")
+    assert "cause: ValueError: the first" in text
+
+
+def test_square_brackets_of_a_path_a_set_or_a_cause_are_printed_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = make_run(tmp_path / "[bold]", [scored(0, **{"a[b]": 2.0}), step(1), scored(1, **{"a[b]": 1.0})])
+    failure.record(run.failures, 0, "KeyError: 'x[/red]'")
+    text = shown(run, capsys).replace("\n", "")
+    assert str(run.path) in text
+    assert "x[/red]" in text
+    assert "a[b]" in text
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UserError, match="not a run folder") as caught:
+            summarise(path)
+        assert str(path) in str(caught.value)
+
+
+def test_a_sparkline_goes_from_the_lowest_block_to_the_highest():
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert sparkline([7.0, 0.0]) == "█▁"
+
+
+def test_a_sparkline_of_equal_values_is_flat_and_one_of_many_is_as_wide_as_a_line():
+    assert sparkline([3.0, 3.0, 3.0]) == "▁▁▁"
+    assert sparkline([3.0]) == "▁"
+    line = sparkline([float(i) for i in range(1000)])
+    assert (len(line), line[0], line[-1]) == (60, "▁", "█")
+
+
+def test_a_block_is_the_mean_of_its_share():
+    # 120 values in 60 blocks of two: means 0.5, 0.5, …, and 7.5 for the last
+    assert sparkline([0.0, 1.0] * 59 + [7.0, 8.0]) == "▁" * 59 + "█"

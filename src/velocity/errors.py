@@ -54,9 +54,10 @@ class InterruptedRun(VelocityError):
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def from_system(error: OSError) -> JobError:
-    """What the system refused, where, and what to do."""
+def from_system(error: OSError, process: str = "") -> JobError:
+    """What the system refused, where (the path, and the process where it is not the command's), and what to do."""
     what = os.strerror(error.errno) if error.errno else str(error)
     full = error.errno in FULL
     fix = "free space, or set another output and data.cache" if full else "check the path and its rights"
-    return JobError(what, str(error.filename or "standard output"), fix)
+    where = ", ".join(filter(None, [str(error.filename or "standard output"), process]))
+    return JobError(what, where, fix)

@@ -132,7 +132,7 @@ def test_a_rank_that_fails_unexpectedly_keeps_its_traceback_for_those_who_ask(fa
     cause = failure.cause(run.failures)
     assert cause is not None
     assert cause["what"].startswith("No such file or directory\n  where: ")
-    assert f"where: rank 0 on {failure.host()}" in cause["what"]
+    assert f", rank 0 on {failure.host()}\n" in cause["what"]
     assert "Traceback" in cause["trace"] and "environment.json" in cause["trace"]
     assert "Traceback" not in said
     assert json.loads(json.dumps(cause)) == cause

@@ -190,7 +190,7 @@ def main(folder: str) -> int:
         fix = "strategy.zero: 3, strategy.recompute: layers, batch.micro: 1, or a shorter data.sequence_length"
         return _failed(run, ranks, JobError("the GPU's memory is full", _place(ranks), fix), "")
     except OSError as error:
-        return _failed(run, ranks, from_system(error), traceback.format_exc())
+        return _failed(run, ranks, from_system(error, _place(ranks)), traceback.format_exc())
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         shown = JobError(what, _place(ranks), "--debug shows the traceback")

@@ -75,12 +75,16 @@ class Recorder:
     def __init__(self) -> None:
         self.lines: list[dict[str, float]] = []
         self.evaluations: list[Any] = []
+        self.phases: list[str] = []
 
     def on_step(self, line: Mapping[str, float]) -> None:
         self.lines.append(dict(line))
 
     def on_eval(self, step: int, results: Any) -> None:
         self.evaluations.append((step, results))
+
+    def on_phase(self, what: str) -> None:
+        self.phases.append(what)
 
     def close(self) -> None:
         pass

@@ -132,7 +132,7 @@ def make_run(folder: Path) -> RunFolder:
     return run
 
 
-STEP = {"loss": 2.0, "tokens": 10, "tokens_per_second": 5.0, "seconds": 2.0, "memory_gib": 1.0}
+STEP = {"skipped": 0, "loss": 2.0, "tokens": 10, "tokens_per_second": 5.0, "seconds": 2.0, "memory_gib": 1.0}
 
 
 def test_show_tells_of_a_run_whose_last_line_was_torn(tmp_path: Path):

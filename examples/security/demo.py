@@ -21,9 +21,11 @@ from answers import answer
 HERE = Path(__file__).parent
 TOP = HERE.parent.parent
 DEMO = Path("runs/demo")
-# Every how many records one is kept for the evaluation during the demo: 8,000 and 5,000 tokens remain.
-SAMPLED = {"unseen": 6, "general": 40}
+# Every how many records one is kept for the evaluation during the demo: 8,000, 5,000 and 3,000 tokens remain.
+SAMPLED = {"unseen": 6, "general": 40, "chats_unseen": 16}
+MEASURED = ("unseen", "general")
 QUESTIONS = 2
+ANSWER_CHARACTERS = 240
 
 
 def main() -> int:
@@ -50,8 +52,8 @@ def main() -> int:
         return status
     say(5, "asking both models about entities that training never described")
     questions = unseen_questions(DEMO / "corpus" / "chats_unseen.jsonl")
-    answers = {name: answer(folder, questions) for name, folder in folders().items()}
-    summary = summarise(answers, questions, time.monotonic() - started)
+    answers = {name: answer(folder, list(questions)) for name, folder in folders().items()}
+    summary = summarise({**answers, "source": list(questions.values())}, list(questions), time.monotonic() - started)
     (DEMO / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     show(summary)
     return 0
@@ -73,20 +75,25 @@ def sample(path: Path, every: int) -> None:
     path.with_name(f"{path.stem}_sample.jsonl").write_text("".join(lines[::every]), encoding="utf-8")
 
 
-def unseen_questions(path: Path) -> list[str]:
-    """One question each about a few entities that training never described."""
+def unseen_questions(path: Path) -> dict[str, str]:
+    """One question each about a few entities that training never described, with what the source says."""
     chats = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    asked = [chat["messages"][0]["content"] for chat in chats if chat["id"].endswith("/which")]
-    return asked[:: len(asked) // QUESTIONS][:QUESTIONS]
+    asked = [chat["messages"] for chat in chats if chat["id"].endswith("/mitigation")]
+    picked = asked[:: len(asked) // QUESTIONS][:QUESTIONS]
+    return {question["content"]: answer["content"] for question, answer in picked}
 
 
 def summarise(answers: dict[str, list[str]], questions: list[str], seconds: float) -> dict[str, Any]:
-    """Perplexities from the two runs' metrics.jsonl, with the answers."""
+    """Perplexities from the two runs' metrics.jsonl, with the answers of the models and of the source."""
     evaluations = {"before": evaluation("pretrain", first=True), "after": evaluation("sft", first=False)}
     return {
         **{
-            when: {f"{name}_perplexity": found[name]["perplexity"] for name in SAMPLED}
+            when: {f"{name}_perplexity": found[name]["perplexity"] for name in MEASURED}
             for when, found in evaluations.items()
+        },
+        "fine_tuning": {
+            f"{when}_answers_perplexity": evaluation("sft", first=first)["answers"]["perplexity"]
+            for when, first in (("before", True), ("after", False))
         },
         "questions": [
             {"question": question, **{when: texts[i] for when, texts in answers.items()}}
@@ -110,12 +117,15 @@ def show(summary: dict[str, Any]) -> None:
     for name, words in (("unseen", "unseen security entities"), ("general", "general English")):
         before, after = (summary[when][f"{name}_perplexity"] for when in ("before", "after"))
         table.add_row(words, f"{before:.2f}", f"{after:.2f}", f"{after / before - 1:+.1%}")
+    before, after = (summary["fine_tuning"][f"{when}_answers_perplexity"] for when in ("before", "after"))
+    words = "answers about them (by the fine-tuning alone)"
+    table.add_row(words, f"{before:.2f}", f"{after:.2f}", f"{after / before - 1:+.1%}")
     console.print(table)
     for asked in summary["questions"]:
         console.print(f"\n[bold]Q[/bold] {asked['question']}", markup=True)
-        for when in ("before", "after"):
-            console.print(f"  {when}: ", end="")
-            console.print(asked[when].strip() or "(nothing)", markup=False)
+        for when in ("before", "after", "source"):
+            text = " ".join(asked[when].split()) or "(nothing)"
+            console.print(f"  {when}: {text[:ANSWER_CHARACTERS]}{' …' * (len(text) > ANSWER_CHARACTERS)}", markup=False)
     console.print(f"\nThe tuned model: {folders()['after']}   the runs: velocity show {DEMO}/pretrain, {DEMO}/sft")
     console.print(f"The numbers: {DEMO}/summary.json   in all {summary['seconds']:.0f} s")
 

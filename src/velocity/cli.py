@@ -6,6 +6,7 @@ import contextlib
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -56,7 +57,7 @@ def check(jobs: Jobs, processes: Processes = None, as_json: AsJson = False) -> N
     from velocity.training.check import check_job, print_check
 
     for loaded in loaded_jobs:
-        resolved, model_folder, _ = _resolve(loaded)
+        resolved, model_folder, _ = _resolve(loaded, weights=False)
         found = check_job(resolved, model_folder, _report())
         if as_json:
             print(json.dumps(found.describe()))
@@ -97,15 +98,15 @@ def _load(arguments: list[str], processes: int | None) -> list[LoadedJob]:
     return [load_job(Path(file), overrides) for file in files]
 
 
-def _resolve(loaded: LoadedJob) -> tuple[LoadedJob, Path, dict[str, Any]]:
-    """The job without any `auto`, its model's folder, and this machine."""
+def _resolve(loaded: LoadedJob, *, weights: bool = True) -> tuple[LoadedJob, Path, dict[str, Any]]:
+    """The job without any `auto`, its model's folder (`weights`: those of a hub model, too), and this machine."""
     from velocity.launch.local import visible_gpus
     from velocity.models.locate import locate
     from velocity.planner.hardware import detect
     from velocity.planner.plan import resolve
 
     hardware = detect(visible_gpus())
-    folder = locate(loaded.job.model)
+    folder = locate(loaded.job.model, weights=weights)
     return resolve(loaded, hardware, folder), folder, hardware.describe()
 
 
@@ -114,8 +115,8 @@ def _print_dry(loaded: LoadedJob) -> None:
     from velocity.launch import local
     from velocity.training.run_folder import RunFolder
 
-    resolved, _, _ = _resolve(loaded)
-    folder = RunFolder(Path(resolved.job.output))
+    resolved, _, _ = _resolve(loaded, weights=False)
+    folder = RunFolder(resolved.job.output)
     print(render(resolved), end="")
     print("#", " ".join(local.render(folder.path, folder.failures, int(resolved.job.launch.processes))))
 
@@ -126,7 +127,7 @@ def _run_one(loaded: LoadedJob, *, fresh: bool) -> None:
     from velocity.training.setup import check_startable, claim, is_complete, prepare_inputs
 
     resolved, model_folder, hardware = _resolve(loaded)
-    with RunFolder(Path(resolved.job.output)).owned():
+    with RunFolder(resolved.job.output).owned():
         check_startable(resolved, fresh=fresh)
         inputs = prepare_inputs(resolved.job, model_folder, _report())
         if is_complete(resolved, inputs) and not fresh:
@@ -151,8 +152,9 @@ def _conclude(folder: RunFolder, exit_status: int) -> None:
     if status["state"] == "interrupted":
         raise InterruptedRun(status["why"])
     if exit_status == InterruptedRun.exit_status:
-        folder.set_status("interrupted", why="stopped before the first step")
-        raise InterruptedRun("stopped before the first step", fix="run the same command to go on")
+        why = "stopped before it could save"
+        folder.set_status("interrupted", why=why)
+        raise InterruptedRun(why, str(folder.path), "run the same command to go on from the last checkpoint")
     cause = failure.cause(folder.failures)
     with contextlib.suppress(OSError):  # the disk may be full, which is what we are about to say
         folder.set_status("failed", cause=cause and cause["what"])
@@ -167,15 +169,27 @@ def _conclude(folder: RunFolder, exit_status: int) -> None:
     raise error
 
 
+CLEAR = "\r\033[K"  # what a changing line of a terminal is overwritten with
+LINE_SECONDS = 10.0
+
+
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(f"{CLEAR if sys.stderr.isatty() else ''}{text}", file=sys.stderr, flush=True)
 
 
 def _report() -> Callable[[str], None]:
-    """Prints a changing line on a terminal, nothing into a log."""
-    if not sys.stderr.isatty():
-        return lambda text: None
-    return lambda text: print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    """Prints a changing line on a terminal, and a line now and then into a log."""
+    if sys.stderr.isatty():
+        return lambda text: print(f"{CLEAR}{text}", end="", file=sys.stderr, flush=True)
+    said = time.monotonic()
+
+    def report(text: str) -> None:
+        nonlocal said
+        if time.monotonic() - said >= LINE_SECONDS:
+            said = time.monotonic()
+            _say(text)
+
+    return report
 
 
 DEBUG = False
@@ -192,7 +206,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if DEBUG:
             raise
         shown = _shown(error)
-        print(f"error: {shown}", file=sys.stderr)
+        _say(f"error: {shown}")
         sys.exit(shown.exit_status)
     sys.exit(0)
 

@@ -174,6 +174,13 @@ def test_an_override_below_a_word_keeps_the_path_that_the_word_is(tmp_path: Path
     assert read(tmp_path, "name: a\nhome: x\n", "home.weight=2").home == Place(path="x", weight=2)
 
 
+def test_an_override_below_a_word_in_a_list_keeps_its_path(tmp_path: Path):
+    (tmp_path / "trip.yaml").write_text("stops: [a, b]\n")
+    data, mark = read_yaml(tmp_path / "trip.yaml")
+    apply_override(data, mark, "stops.1.weight=2")
+    assert data == {"stops": ["a", {"path": "b", "weight": 2}]}
+
+
 def test_an_override_below_the_word_auto_takes_its_place(tmp_path: Path):
     assert read(tmp_path, "name: a\nwhere: auto\n", "where.kind=near", "where.distance=2").where == Near(distance=2)
 

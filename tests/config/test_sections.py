@@ -118,3 +118,10 @@ def test_a_value_beyond_its_limit_is_refused(section: Any, values: dict[str, Any
 def test_a_section_cannot_be_changed_once_it_is_made():
     with pytest.raises(ValidationError, match="frozen"):
         BatchConfig(rows=1).rows = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("path", ["https://me:word@host/a.jsonl", "https://token@host/a.jsonl"])
+def test_an_address_with_a_secret_is_refused_because_job_files_are_copied(path: str):
+    with pytest.raises(ValidationError, match="must not hold a user or password"):
+        SourceConfig(path=path)
+    assert SourceConfig(path="s3://bucket/user@example.org/a.jsonl").path.endswith("a.jsonl")

@@ -78,3 +78,20 @@ def test_a_remote_files_hash_changes_with_what_its_file_system_says_of_it():
     assert remote_hash("memory://hashes/a.jsonl") == first
     memory.pipe("/hashes/a.jsonl", b"two")  # of the same size
     assert remote_hash("memory://hashes/a.jsonl") != first
+
+
+def test_a_remote_folder_changes_with_each_of_its_files():
+    memory = fsspec.filesystem("memory")
+    for name in ("a", "b"):
+        memory.pipe(f"/saved/{name}.arrow", b"one")
+    first = remote_hash("memory://saved")
+    assert remote_hash("memory://saved") == first
+    memory.pipe("/saved/b.arrow", b"two")
+    assert remote_hash("memory://saved") != first
+
+
+def test_a_server_that_says_nothing_of_a_file_is_never_served_from_the_cache(monkeypatch: pytest.MonkeyPatch):
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/silent.jsonl", b"one")
+    monkeypatch.setattr(type(memory), "info", lambda self, path, **named: {"name": path, "type": "file"})
+    assert remote_hash("memory://silent.jsonl") != remote_hash("memory://silent.jsonl")

@@ -108,3 +108,13 @@ def test_a_row_that_is_no_record_is_refused_by_field(row: Any, format_name: str 
     with pytest.raises(RecordError) as caught:
         parse(row, format_name, {})
     assert (caught.value.field, str(caught.value)[: len(why)]) == (field, why)
+
+
+def test_keys_that_a_table_has_in_every_row_and_this_message_has_not_are_left_out():
+    messages = [
+        {"role": "user", "content": "Why?", "tool_calls": None, "name": None},
+        {"role": "assistant", "content": "So.", "tool_calls": None},
+    ]
+    parsed = parse({"messages": messages}, None, {})
+    assert isinstance(parsed, Chat)
+    assert parsed.messages == ({"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."})

@@ -176,6 +176,8 @@ def test_a_file_system_that_does_not_exist_is_named():
 
 def test_a_name_like_a_hubs_is_a_dataset_of_the_hub():
     assert list_files(SourceConfig(path="someone/chats", split="dev")) == [File("someone/chats", "hub", "dev")]
+    found = list_files(SourceConfig(path="some-one/Chats-2.5", subset="clean"))
+    assert found == [File("some-one/Chats-2.5", "hub", "train", "clean")]
 
 
 BROKEN = {
@@ -231,3 +233,8 @@ def test_a_chunk_is_bounded_in_rows_and_in_bytes(tmp_path: Path):
     assert max(map(bytes_of, chunks)) < CHUNK_BYTES + len(line)
     assert max(len(chunk.rows) for chunk in chunks) == CHUNK_ROWS
     assert sum(len(chunk.rows) for chunk in chunks) == 9 + CHUNK_ROWS + 1
+
+
+def test_a_text_file_may_begin_with_a_byte_order_mark(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("A line.", "utf-8-sig")
+    assert rows_of(tmp_path / "a.txt") == [{"text": "A line."}]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.making import TEMPLATES, read_template, tiny_tokenizer
-from velocity.data.tokenizer import load_tokenizer, tokenizer_hash
+from velocity.data.tokenizer import load_tokenizer, tokenizer_hash, turn_ends
 from velocity.errors import UserError
 
 
@@ -71,3 +71,23 @@ def test_the_hash_does_not_change_with_the_weights_or_with_the_place(folder: Pat
     assert tokenizer_hash(folder, None, tmp_path / "cache") == first
     shutil.copytree(folder, tmp_path / "copy")
     assert tokenizer_hash(tmp_path / "copy", None, tmp_path / "cache") == first
+
+
+@pytest.mark.parametrize(
+    ("name", "token"),
+    [("smollm2", "<|im_end|>"), ("llama3", "<|eot_id|>"), ("qwen2_5", "<|im_end|>"), ("mistral", "</s>"),
+     ("mistral-v1", "</s>"), ("qwen3", "<|im_end|>")],
+)  # fmt: skip
+def test_the_end_of_a_turn_is_the_special_token_behind_it(name: str, token: str):
+    tokenizer = tiny_tokenizer(name)
+    assert turn_ends(tokenizer) == [tokenizer.convert_tokens_to_ids(token)]
+
+
+def test_without_a_template_a_turn_has_no_end():
+    assert turn_ends(tiny_tokenizer(None)) == []
+
+
+def test_a_template_for_other_roles_has_no_end_that_we_know_and_no_export_fails_for_it():
+    tokenizer = tiny_tokenizer("smollm2")
+    tokenizer.chat_template = "{{ raise_exception('only tools speak here') }}"
+    assert turn_ends(tokenizer) == []

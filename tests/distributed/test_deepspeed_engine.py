@@ -98,7 +98,7 @@ def _poisoned(ranks: Ranks, folder: Path, changes: dict[str, Any]) -> tuple[list
             before = {name: value.clone() for name, value in engine.weights().items()}
         for batch in loader.micro_batches(step):
             factor = float("nan") if poisoned and ranks.rank == 1 else 1.0
-            engine.backward(CausalLM()(engine, batch).total * factor / 100, last=False)
+            engine.backward(CausalLM()(engine, batch).total * factor / 100)
         skipped.append(engine.step(0.01).skipped)
         if poisoned:
             after = engine.weights()

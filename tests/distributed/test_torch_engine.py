@@ -55,7 +55,7 @@ def values(made: TorchEngine) -> list[float]:
 
 
 def step(made: TorchEngine, *inputs: int, rate: float = 0.1, factor: float = 1.0) -> Any:
-    made.backward(made(batch(*inputs)).sum() * factor, last=True)
+    made.backward(made(batch(*inputs)).sum() * factor)
     return made.step(rate)
 
 
@@ -74,7 +74,7 @@ def test_a_step_goes_down_the_gradient_at_the_rate_it_is_given():
 
 def test_gradients_add_up_until_the_step_and_are_forgotten_by_it():
     made = engine()
-    made.backward(made(batch(3)).sum(), last=False)
+    made.backward(made(batch(3)).sum())
     assert step(made, 5).grad_norm == pytest.approx(math.hypot(8, 2))
     assert step(made, 1).grad_norm == pytest.approx(math.hypot(1, 1))
 

@@ -108,7 +108,7 @@ CASES = {
     # the model
     "no model": Bad("no such model folder: {here}/model", "model", "give a folder, a run's output, or a hub id",
         damage=lambda here: shutil.rmtree(here / "model")),
-    "a model without weights": Bad("the model folder has no weights", "{here}/model", ".*safetensors are needed",
+    "a model without weights": Bad("the model folder has no weights", "{here}/model", "it needs model.safetensors.*",
         damage=lambda here: (here / "model" / "model.safetensors").unlink()),
     "a truncated shard": Bad(r"the weights are truncated: \d+ bytes, of \d+", "{here}/model/model.safetensors",
         "copy the model again", damage=cut_weights),

@@ -60,7 +60,10 @@ def test_nothing_of_it_is_left(folder: Path, tmp_path: Path, number: signal.Sign
         process.wait(timeout=30)
         wait_for(lambda: not processes_naming(str(job)), 5)
         left = processes_naming(str(job))
-        locked = [lock.name for lock in (tmp_path / ".run.lock", *sequences.glob("*.lock")) if not is_free(lock)]
+        locks = [tmp_path / ".run.lock", *sequences.glob("*.lock")]
+        # a process that ends loses its command line, by which we know it, a moment before its files and their locks
+        wait_for(lambda: all(map(is_free, locks)), 5)
+        locked = [lock.name for lock in locks if not is_free(lock)]
     finally:
         process.kill()
         process.wait()

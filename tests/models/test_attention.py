@@ -128,3 +128,14 @@ def test_a_packed_row_has_the_logits_that_transformers_gives_each_sequence(
     packed = ours(input_ids=ids_1T, position_ids=positions_1T, use_cache=False, **bounds).logits
     alone = torch.cat([plain(input_ids=part).logits for part in ids_1T.split(LENGTHS, dim=1)], dim=1)
     torch.testing.assert_close(packed, alone, rtol=0, atol=1e-5)
+
+
+def test_dropout_is_applied_and_not_left_out():
+    query, key, value = inputs(4, 2)
+    whole = varlen(query, key, value, dropout=0.0)
+    torch.manual_seed(0)
+    dropped = varlen(query, key, value, dropout=0.5)
+    assert not torch.equal(whole, dropped)
+    # a dropped weight counts 0 and a kept one twice: over many draws the mean is the whole
+    mean = torch.stack([varlen(query, key, value, dropout=0.5) for _ in range(400)]).mean(0)
+    assert float((mean - whole).abs().mean()) < 0.1 * float((dropped - whole).abs().mean())

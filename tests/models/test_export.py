@@ -12,7 +12,7 @@ from torch import nn
 from tests.making import chat, read_template, tiny_config, tiny_model, tiny_tokenizer
 from velocity.errors import JobError
 from velocity.models import attention, export
-from velocity.models.export import generation_config, model_card, save_model, turn_ends
+from velocity.models.export import generation_config, model_card, save_model
 
 IDS = torch.arange(40)[None]
 
@@ -104,27 +104,13 @@ def test_generation_settings_that_contradict_each_other_do_not_lose_the_model(tm
     assert (tmp_path / "model" / "generation_config.json").is_file()
 
 
-@pytest.mark.parametrize(
-    ("name", "token"),
-    [("smollm2", "<|im_end|>"), ("llama3", "<|eot_id|>"), ("qwen2_5", "<|im_end|>"), ("mistral", "</s>"),
-     ("mistral-v1", "</s>"), ("qwen3", "<|im_end|>")],
-)  # fmt: skip
-def test_the_end_of_a_turn_is_the_special_token_behind_it(name: str, token: str):
-    tokenizer = tiny_tokenizer(name)
-    assert turn_ends(tokenizer) == [tokenizer.convert_tokens_to_ids(token)]
-
-
-def test_without_a_template_a_turn_has_no_end():
-    assert turn_ends(tiny_tokenizer(None)) == []
-
-
 def test_the_end_of_a_turn_is_among_the_stop_tokens_beside_those_there_were():
     # as Llama 3 Base: the tokenizer's EOS is the end of a text, and the turn's end another token
     tokenizer = tiny_tokenizer("llama3")
     tokenizer.eos_token = "<|end_of_text|>"
     ids = dict(zip(("text", "turn"), tokenizer.convert_tokens_to_ids(["<|end_of_text|>", "<|eot_id|>"]), strict=True))
     model = tiny_model(tiny_config(len(tokenizer), eos_token_id=7))
-    made = generation_config(model, tokenizer)
+    made = generation_config(model, tokenizer, [ids["turn"]])
     assert made.eos_token_id == sorted([7, ids["text"], ids["turn"]])
     assert made.pad_token_id == tokenizer.pad_token_id
 

@@ -87,3 +87,18 @@ def test_each_gpu_is_listed_with_its_name_memory_and_capability(no_gpu: Path):
 def test_a_driver_that_does_not_answer_is_no_gpu(no_gpu: Path):
     put_nvidia_smi(no_gpu, "NVIDIA-SMI has failed because it could not talk to the NVIDIA driver\\n", 9)
     assert detect().gpus == ()
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000", None), ("100000 100000", 1), ("50000 100000", 1)])
+def test_a_container_that_may_keep_fewer_cores_busy_has_fewer(
+    no_gpu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cores: int | None
+):
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr("velocity.planner.hardware.CONTAINER_CORES", tmp_path / "cpu.max")
+    assert detect().cores == (cores or len(os.sched_getaffinity(0)))
+
+
+def test_a_container_has_the_memory_that_it_may_use(no_gpu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "memory.max").write_text(f"{2 * 1024**3}\n")
+    monkeypatch.setattr("velocity.planner.hardware.CONTAINER_LIMIT", tmp_path / "memory.max")
+    assert detect().memory_gib == 2.0

@@ -50,6 +50,8 @@ def test_shards_add_up_and_the_older_name_of_the_dtype_counts(tmp_path: Path):
     put_model(tmp_path, 1000, dtype=None)
     (tmp_path / "config.json").write_text('{"torch_dtype": "float32", "num_hidden_layers": 1, "hidden_size": 1}')
     (tmp_path / "other.safetensors").write_bytes(bytes(400))
+    index = {"weight_map": {"a": "model.safetensors", "b": "other.safetensors", "c": "other.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert model_size(tmp_path) == ModelSize(600, 1, 1)  # 2400 bytes at 4 each
 
 
@@ -216,3 +218,25 @@ def test_what_the_user_chose_stays_and_keeps_its_origin(tmp_path: Path):
 def test_a_plan_of_a_planned_job_is_the_same_job(tmp_path: Path):
     once = planned(tmp_path, EIGHT_GPUS, 7_000_000_000)
     assert resolve(once, CPU, tmp_path / "model").job == once.job
+
+
+def test_more_processes_than_gpus_are_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"launch.processes=9, but the machine has 8 GPU"):
+        planned(tmp_path, EIGHT_GPUS, 1_000_000, launch={"processes": 9})
+    assert planned(tmp_path, CPU, 1_000_000, launch={"processes": 9}).job.launch.processes == 9
+
+
+def test_a_size_is_read_under_the_names_that_gpt2_gives_it(tmp_path: Path):
+    folder = put_model(tmp_path / "model", 1000)
+    (folder / "config.json").write_text(json.dumps({"n_layer": 12, "n_embd": 768}))
+    assert model_size(folder) == ModelSize(1000, 12, 768)
+
+
+def test_weights_that_lie_beside_those_of_the_index_are_not_counted(tmp_path: Path):
+    folder = put_model(tmp_path / "model", 1000)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "consolidated.safetensors").write_bytes(bytes(2000))
+    index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = model_size(folder)
+    assert found is not None and found.parameters == 1000

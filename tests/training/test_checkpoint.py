@@ -30,13 +30,13 @@ class NotingEngine(ToyEngine):
 def _saved(folder: Path, *steps: int, keep: int = 10) -> Checkpoints:
     checkpoints = Checkpoints(folder, keep, first=True)
     for step in steps:
-        checkpoints.save(NotingEngine(), TrainState(step=step, tokens=step * 100))
+        checkpoints.save(NotingEngine(), TrainState(step=step, skipped=1))
     return checkpoints
 
 
 def test_the_newest_committed_checkpoint_is_loaded(tmp_path: Path) -> None:
     checkpoints, engine = _saved(tmp_path, 5, 10), NotingEngine()
-    assert checkpoints.resume(engine) == TrainState(step=10, tokens=1000)
+    assert checkpoints.resume(engine) == TrainState(step=10, skipped=1)
     assert engine.loaded == [tmp_path / "step-00000010" / "engine"]
 
 
@@ -53,6 +53,13 @@ def test_a_save_that_is_cut_off_leaves_the_one_before(tmp_path: Path) -> None:
     assert checkpoints.resume(NotingEngine()).step == 5
     checkpoints.save(NotingEngine(), TrainState(step=10))
     assert checkpoints.resume(NotingEngine()).step == 10
+
+
+def test_a_stop_behind_a_save_leaves_the_committed_checkpoint_alone(tmp_path: Path) -> None:
+    checkpoints = _saved(tmp_path, 5)
+    before = (tmp_path / "step-00000005" / MARKER).stat().st_ino
+    checkpoints.save(NotingEngine(fails=True), TrainState(step=5))  # it would fail if it wrote
+    assert (tmp_path / "step-00000005" / MARKER).stat().st_ino == before
 
 
 def test_a_fresh_run_starts_at_step_0(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from velocity.training.run_folder import RunFolder
 from velocity.training.show import print_summary, sparkline, summarise
 
 
-def step(number: int, **changes: float) -> dict[str, float]:
+def step(number: int, **changes: float) -> dict[str, Any]:
     line = {"step": number, "loss": 5.0 - number, "tokens": 10, "learning_rate": 0.1, "grad_norm": 1.0}
-    return {**line, "tokens_per_second": 100.0, "seconds": 1.0, "memory_gib": 1.5, **changes}
+    return {**line, "tokens_per_second": 100.0, "seconds": 1.0, "memory_gib": 1.5, "skipped": 0, **changes}
 
 
 def scored(number: int, **perplexities: float) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def shown(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_summary_sums_tokens_and_seconds_and_takes_the_highest_memory(tmp_path: Path):
     slower = step(2, tokens=30, tokens_per_second=50.0, seconds=3.0, memory_gib=2.5)
     found = summarise(make_run(tmp_path, [step(1), slower, step(3)]).path)
-    assert (found["task"], found["model"], found["state"]["state"]) == ("sft", str(tmp_path / "model"), "running")
+    assert (found["task"], found["model"], found["state"]["state"]) == ("sft", str(tmp_path / "model"), "killed")
     assert (found["steps"], found["tokens_trained_on"], found["seconds"], found["memory_gib"]) == (3, 50, 5.0, 2.5)
     # not the mean of the rates: (100 x 1 + 50 x 3 + 100 x 1) tokens in 5 seconds
     assert found["tokens_per_second"] == pytest.approx(70)
@@ -127,3 +127,28 @@ def test_a_sparkline_of_equal_values_is_flat_and_one_of_many_is_as_wide_as_a_lin
 def test_a_block_is_the_mean_of_its_share():
     # 120 values in 60 blocks of two: means 0.5, 0.5, …, and 7.5 for the last
     assert sparkline([0.0, 1.0] * 59 + [7.0, 8.0]) == "▁" * 59 + "█"
+
+
+def test_a_run_that_some_process_holds_is_running_and_one_that_none_does_was_killed(tmp_path: Path):
+    run = make_run(tmp_path, [step(1)])
+    with run.owned():
+        assert summarise(run.path)["state"]["state"] == "running"
+    assert summarise(run.path)["state"]["state"] == "killed"
+
+
+def test_a_run_whose_losses_were_not_finite_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = make_run(tmp_path, [step(1), {**step(2), "loss": None, "skipped": 1}], state="failed")
+    text = shown(run, capsys)
+    assert "1 steps were skipped: their gradient was not finite" in text
+    assert "not finite" in text.splitlines()[-1]
+
+
+def test_one_evaluation_is_before_and_not_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = make_run(tmp_path, [scored(0, unseen=10.0), step(1)])
+    rows = [line.replace("│", " ").split() for line in shown(run, capsys).splitlines()]
+    assert ["unseen", "10.00"] in rows
+
+
+def test_a_share_of_values_that_were_not_finite_is_a_gap_in_the_line():
+    assert sparkline([1.0, None, 3.0]) == "▁ █"
+    assert sparkline([None]) == " "

@@ -18,6 +18,7 @@ from velocity.data.encode import TokenSequence
 from velocity.distributed.engine import StepStats
 from velocity.errors import InterruptedRun, JobError
 from velocity.objectives.causal_lm import CausalLM
+from velocity.objectives.objective import LossOutput, Policy
 from velocity.training.checkpoint import Checkpoints, TrainState
 from velocity.training.trainer import Parts, Plan, Trainer
 
@@ -36,7 +37,7 @@ class ToyEngine:
     def train(self, mode: bool) -> None:
         pass
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def backward(self, loss: Tensor) -> None:
         loss.backward()
 
     def step(self, learning_rate: float) -> StepStats:
@@ -101,17 +102,42 @@ def test_it_evaluates_before_at_every_third_step_and_after_and_saves_at_every_se
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000004", "step-00000005"]
 
 
-def test_a_skipped_step_is_counted_and_the_run_goes_on(tmp_path: Path) -> None:
-    trainer, _ = _trainer(tmp_path, ToyEngine(bad_steps=(1, 3)))
+def test_metrics_are_summed_over_micro_batches_and_divided_once_by_the_units(tmp_path: Path) -> None:
+    class WithMetrics(CausalLM):
+        def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
+            rows = torch.tensor(float(len(batch.lengths_B)))
+            return LossOutput(super().__call__(policy, batch).total, {"rows": rows})
+
+    trainer, recorder = _trainer(tmp_path, ToyEngine(), total=1, objective=WithMetrics())
     trainer.run()
+    assert recorder.lines[0]["rows"] == pytest.approx(3 / 14)  # 2 + 1 rows, 14 labels
+
+
+def test_what_takes_a_while_is_said_before(tmp_path: Path) -> None:
+    trainer, recorder = _trainer(tmp_path, ToyEngine(), total=2)
+    trainer.run()
+    assert recorder.phases == ["evaluating", "evaluating", "saving a checkpoint"]
+
+
+def test_an_attempt_that_goes_on_does_not_evaluate_once_more(tmp_path: Path) -> None:
+    trainer, recorder = _trainer(tmp_path, ToyEngine(), total=2)
+    trainer.run(evaluate_first=False)
+    assert [step for step, _ in recorder.evaluations] == [2]
+
+
+def test_a_skipped_step_is_counted_and_the_run_goes_on(tmp_path: Path) -> None:
+    trainer, recorder = _trainer(tmp_path, ToyEngine(bad_steps=(1, 3)))
+    trainer.run()
+    assert [line["skipped"] for line in recorder.lines] == [1, 1, 2, 2]
     assert trainer.state.skipped == 2
     assert trainer.state.skipped_in_a_row == 0
 
 
 def test_too_many_skipped_steps_in_a_row_end_the_run_and_name_records(tmp_path: Path) -> None:
-    trainer, _ = _trainer(tmp_path, ToyEngine(bad_steps=(2, 3)))
+    trainer, recorder = _trainer(tmp_path, ToyEngine(bad_steps=(2, 3)))
     with pytest.raises(JobError, match=r"not finite in 2 steps in a row, to 3") as caught:
         trainer.run()
+    assert recorder.lines[-1]["step"] == 3, "the step that ends the run is written down, too"
     assert "data.jsonl:3" in str(caught.value)
 
 

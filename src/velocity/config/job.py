@@ -35,6 +35,8 @@ DECIDED = {
     "optimizer": "optimizer",
     "scheduler": "optimizer.schedule",
     "bf16": "strategy.precision",
+    "bfloat16": "strategy.precision",
+    "amp": "strategy.precision",
     "fp16": "strategy.precision",
     "torch_autocast": "strategy.precision",
     "zero_optimization.stage": "strategy.zero",
@@ -51,7 +53,7 @@ class Job(Config):
     task: Literal["pretrain", "sft"] = Field(description="pretrain trains on every token, sft on the assistant's turns")
     model: Annotated[ModelConfig, BeforeValidator(path_to_mapping, json_schema_input_type=str | ModelConfig)]
     output: str = Field(description="the run folder; it belongs to this job")
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     data: DataConfig
     batch: BatchConfig
     optimizer: OptimizerConfig

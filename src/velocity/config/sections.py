@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from velocity.config.base import Config
 
@@ -49,6 +60,15 @@ class SourceConfig(Config):
     fields: dict[str, str] = Field({}, description="the name Velocity knows: the name in the data, e.g. {text: body}")
     weight: PositiveFloat = Field(1.0, description="how many times an epoch sees each record; 0.5: half of them")
     split: str = Field("train", description="split of a Hugging Face dataset")
+    subset: str | None = Field(None, description="configuration of a dataset on the hub that has several")
+
+    @field_validator("path")
+    @classmethod
+    def _without_secret(cls, path: str) -> str:
+        if "@" in urlsplit(path).netloc:
+            # the job file is copied into the run folder, the model card and the trackers
+            raise ValueError("an address must not hold a user or password; give them in the environment")
+        return path
 
 
 # What may stand in a file in place of the full form is named for the JSON Schema: editors are not to mark it as wrong.

@@ -15,6 +15,7 @@ import numpy as np
 from velocity.data.encode import EncodingRules, adds_bos
 from velocity.data.pack import best_fit
 from velocity.data.store import Block, SequenceStore
+from velocity.data.tokenizer import special_ids
 from velocity.errors import JobError
 
 
@@ -30,9 +31,8 @@ class TokenFacts:
 
 def token_facts(tokenizer: Any) -> TokenFacts:
     """The facts of a Hugging Face tokenizer."""
-    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     wanted_bos = tokenizer.bos_token_id if adds_bos(tokenizer) else None
-    return TokenFacts(tokenizer.bos_token_id, wanted_bos, tokenizer.eos_token_id, frozenset(special))
+    return TokenFacts(tokenizer.bos_token_id, wanted_bos, tokenizer.eos_token_id, special_ids(tokenizer))
 
 
 def audit(blocks: Iterable[Block], facts: TokenFacts, rules: EncodingRules, files: list[str]) -> None:
@@ -43,6 +43,13 @@ def audit(blocks: Iterable[Block], facts: TokenFacts, rules: EncodingRules, file
                 row = int(np.argmax(bad))
                 place = f"{files[block.files[row]]}:{block.lines[row]}"
                 raise JobError(wrong, place, "this is a defect of Velocity or of the chat template; please report it")
+
+
+def without_bos(blocks: Iterable[Block], facts: TokenFacts) -> int:
+    """How many sequences lack the BOS that the tokenizer puts before plain text: some chat templates render none."""
+    if facts.wanted_bos is None:
+        return 0
+    return sum(int((block.ids[np.cumsum(block.lengths) - block.lengths] != facts.wanted_bos).sum()) for block in blocks)
 
 
 def _violations(block: Block, facts: TokenFacts, rules: EncodingRules) -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from velocity.config.job import Job
 from velocity.data.records import Chat, Message, Record, RecordError, Text
+from velocity.data.tokenizer import special_ids
 
 Ids = NDArray[np.int32]
 Mask = NDArray[np.uint8]
@@ -58,9 +59,7 @@ class Encoder:
         self.backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         self.eos = tokenizer.eos_token_id
         self.bos = tokenizer.bos_token_id if adds_bos(tokenizer) else None
-        self.special = frozenset(tokenizer.all_special_ids) | {
-            number for number, token in tokenizer.added_tokens_decoder.items() if token.special
-        }
+        self.special = special_ids(tokenizer)
 
     def encode(self, record: Record) -> list[TokenSequence]:
         """The record's sequences: windows of a text, or a chat (one a turn, if its template rewrites earlier turns)."""

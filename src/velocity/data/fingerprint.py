@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,14 @@ def folder_hash(files: Iterable[Path], cache: Path) -> str:
 
 
 def remote_hash(url: str) -> str:
-    """What a remote file system says of a file's content: its entity tag, or size and time."""
+    """What a remote file system says of the content of a file, or of all files of a folder: entity tag, size, time.
+
+    Where it says nothing the hash is a new one each time, so that no cache serves what may have changed.
+    """
     system, inner = fsspec.core.url_to_fs(url)
-    facts = system.info(inner)
+    found = system.find(inner, detail=True) if system.isdir(inner) else {inner: system.info(inner)}
     keys = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "generation", "size",
             "LastModified", "Last-Modified", "last_modified", "mtime", "created")  # fmt: skip
-    return digest([url, [str(facts.get(key)) for key in keys]])
+    facts = [[name, [str(info[key]) for key in keys if info.get(key) is not None]] for name, info in found.items()]
+    silent = not all(known for _, known in facts)
+    return digest([url, facts, uuid.uuid4().hex if silent else None])

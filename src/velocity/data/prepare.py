@@ -124,7 +124,7 @@ class Preparation:
         files = list_files(source)
         code = folder_hash((Path(module.__file__ or "") for module in (encode, records, sources)), self.cache)
         hashes = [_file_hash(file, self.cache) for file in files]
-        names = [(file.path, file.split) for file in files]
+        names = [(file.path, file.split, file.subset) for file in files]
         settings = [source.format, source.fields, asdict(self.rules), self.job.data.on_bad_record]
         key = digest([code, self.tokenizer_hash, settings, list(zip(names, hashes, strict=True))])
         return open_or_build(self.cache / "sequences" / key, lambda folder: self._build(folder, source, files, hashes))

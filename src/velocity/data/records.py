@@ -138,4 +138,9 @@ def _checked(messages: Sequence[Any]) -> Chat:
         _characters(content or "", f"messages[{i}].content")
     if not any(message["role"] == "assistant" for message in messages):
         raise RecordError("messages", "no turn of the assistant: there is nothing to train on")
-    return Chat(tuple(messages))
+    return Chat(tuple(map(_without_empty, messages)))
+
+
+def _without_empty(message: Message) -> Message:
+    """Without the keys that Parquet gives to every row: a template may ask whether `tool_calls` is there."""
+    return {key: value for key, value in message.items() if value is not None or key == "content"}

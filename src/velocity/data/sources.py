@@ -1,6 +1,6 @@
 """From a path to raw rows: files, globs, folders, URLs, Hugging Face datasets. It knows no format of a record.
 
-What cannot be split into lines is read a piece at a time, so memory does not grow with the corpus.
+Memory does not grow with the corpus: rows come in chunks. A JSON array or a text file is held whole, one at a time.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class File:
     path: str
     kind: str
     split: str = ""
+    subset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def list_files(source: SourceConfig) -> list[File]:
     path = source.path
     if "://" in path or Path(path).expanduser().exists() or any(letter in path for letter in "*?["):
         return _list_path(source)
-    if path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).suffix:
-        return [File(path, "hub", source.split)]
+    if path.count("/") == 1 and not path.startswith((".", "/", "~")) and not _kind(path):
+        return [File(path, "hub", source.split, source.subset)]
     raise UserError(f"no such file or folder: {path}", "data", "check the path; globs and URLs are possible, too")
 
 
@@ -150,7 +151,7 @@ def _parquet(file: File, number: int) -> Iterator[Chunk]:
 
 def _text(file: File, number: int) -> Iterator[Chunk]:
     with _open(file) as stream:
-        yield Chunk(number, 1, [{"text": stream.read().decode("utf-8")}], raw=False)
+        yield Chunk(number, 1, [{"text": stream.read().decode("utf-8-sig")}], raw=False)
 
 
 def _saved(file: File, number: int) -> Iterator[Chunk]:
@@ -164,7 +165,7 @@ def _hub(file: File, number: int) -> Iterator[Chunk]:
     import datasets
 
     try:
-        data = datasets.load_dataset(file.path, split=file.split, streaming=True)
+        data = datasets.load_dataset(file.path, file.subset, split=file.split, streaming=True)
     except Exception as error:  # the hub's client has errors of its own, and its network library others
         raise no_dataset(file.path, error) from None
     yield from _chunked(data, number)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+# How long a rank waits for the others: the first one writes whole models and checkpoints while they wait.
+PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,8 @@ def start(ranks: Ranks) -> None:
 
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
-    deepspeed.init_distributed(
-        "nccl" if ranks.device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
-    )
+    backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=PATIENCE, verbose=False)
 
 
 def stop() -> None:

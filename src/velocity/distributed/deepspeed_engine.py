@@ -59,7 +59,7 @@ class DeepSpeedEngine:
         """Dropout on or off."""
         self.engine.train(mode)
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def backward(self, loss: Tensor) -> None:
         """Add the loss's gradient."""
         # DeepSpeed averages over data-parallel ranks, and the loss is already divided by the global units: undo it.
         self.engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)

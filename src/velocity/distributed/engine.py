@@ -29,7 +29,7 @@ class TrainEngine(Protocol):
     def train(self, mode: bool) -> None:
         """Dropout is on (True) or off (False)."""
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def backward(self, loss: Tensor) -> None:
         """Add the loss's gradient; the sum over ranks and micro-batches is what a step takes."""
 
     def step(self, learning_rate: float) -> StepStats:

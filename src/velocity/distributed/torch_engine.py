@@ -29,7 +29,7 @@ class TorchEngine:
         """Dropout on or off."""
         self.scorer.train(mode)
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def backward(self, loss: Tensor) -> None:
         """Add the loss's gradient."""
         loss.backward()  # type: ignore[no-untyped-call]
 

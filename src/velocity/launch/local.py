@@ -43,7 +43,8 @@ def environment(processes: int, cores: int, *, gpus: bool) -> dict[str, str]:
 
 def run(command: list[str], added: Mapping[str, str]) -> int:
     """Start the command and wait for it; a signal that asks us to stop is passed on. Return its exit status."""
-    process = subprocess.Popen(command, env={**os.environ, **added})
+    # In a session of its own, so that Ctrl-C reaches it once, through us, and not a second time from the terminal.
+    process = subprocess.Popen(command, env={**os.environ, **added}, start_new_session=True)
 
     def pass_on(number: int, _: object) -> None:
         process.send_signal(number)

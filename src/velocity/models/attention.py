@@ -24,6 +24,7 @@ def varlen_attention(  # noqa: PLR0913 - transformers' signature
     value_1HTD: Tensor,
     attention_mask: Tensor | None,
     *,
+    dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
     cu_seq_lens_q: Tensor | None = None,
@@ -36,13 +37,20 @@ def varlen_attention(  # noqa: PLR0913 - transformers' signature
             raise ValueError(f"{type(module).__name__} {what}; set model.attention: eager")
     if cu_seq_lens_q is None:
         raise ValueError("variable-length attention needs the sequences' lengths (cu_seq_lens_q)")
-    if query_1HTD.is_cuda and query_1HTD.dtype in (torch.bfloat16, torch.float16):
+    if dropout == 0.0 and _has_kernel(query_1HTD):
         window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
         return _fused(query_1HTD, key_1HTD, value_1HTD, cu_seq_lens_q, max_length_q, window, scaling), None
     lengths = cu_seq_lens_q.diff().tolist()
     parts = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query_1HTD, key_1HTD, value_1HTD)), strict=True)
-    outputs = [_one(query, key, value, scaling, sliding_window) for query, key, value in parts]
+    outputs = [_one(query, key, value, scaling, sliding_window, dropout) for query, key, value in parts]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _has_kernel(query: Tensor) -> bool:
+    """True where FlashAttention runs: in 16 bit on a GPU of compute capability 8.0 and up."""
+    if not query.is_cuda or query.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return torch.cuda.get_device_capability(query.device)[0] >= 8
 
 
 def _fused(
@@ -65,14 +73,20 @@ def _fused(
     return output_THD[None]
 
 
-def _one(query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None) -> Tensor:
+def _one(  # noqa: PLR0913 - what attention takes
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None, dropout: float
+) -> Tensor:
     length, gqa = query.shape[2], query.shape[1] != key.shape[1]
     if window is None or length <= window:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=gqa)
+        return F.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=gqa
+        )
     place = torch.arange(length, device=query.device)
     distance = place[:, None] - place[None, :]
     mask = (distance >= 0) & (distance < window)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=gqa)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=gqa
+    )
 
 
 def register() -> None:

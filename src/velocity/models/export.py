@@ -17,13 +17,24 @@ from velocity.files import whole_folder
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
-def save_model(model: nn.Module, weights: Mapping[str, Tensor], tokenizer: Any, folder: Path, card: str) -> None:
-    """`folder` holds model, tokenizer, generation config and card; it appears whole or not at all."""
+def save_model(  # noqa: PLR0913 - all that a model folder is made of
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    tokenizer: Any,
+    folder: Path,
+    card: str,
+    *,
+    turn_ends: Sequence[int] = (),
+) -> None:
+    """`folder` holds model, tokenizer, generation config and card; it appears whole or not at all.
+
+    `turn_ends` are the tokens that end an assistant's turn: generation stops at them.
+    """
     empty = [name for name, tensor in weights.items() if not tensor.numel()]
     if empty:
         raise JobError(f"the tensor {empty[0]} came back empty", str(folder), "this is a defect of Velocity; report it")
     hf: Any = model
-    hf.generation_config = generation_config(hf, tokenizer)
+    hf.generation_config = generation_config(hf, tokenizer, turn_ends)
     with whole_folder(folder) as temporary:
         hf.save_pretrained(str(temporary), state_dict=dict(weights))
         tokenizer.save_pretrained(str(temporary))
@@ -32,10 +43,10 @@ def save_model(model: nn.Module, weights: Mapping[str, Tensor], tokenizer: Any, 
             file.chmod(0o644)
 
 
-def generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
+def generation_config(model: Any, tokenizer: Any, turn_ends: Sequence[int] = ()) -> GenerationConfig:
     """The model's own, with the token that ends an assistant's turn among the stop tokens, as it was trained."""
     config: GenerationConfig = model.generation_config or GenerationConfig()
-    ends = set(_as_list(config.eos_token_id)) | set(_as_list(tokenizer.eos_token_id)) | set(turn_ends(tokenizer))
+    ends = {*_as_list(config.eos_token_id), *_as_list(tokenizer.eos_token_id), *turn_ends}
     config.eos_token_id = sorted(ends) if len(ends) > 1 else next(iter(ends), None)
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
@@ -43,18 +54,6 @@ def generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
         for name in SAMPLING:  # some models come with both, which transformers reads but refuses to save
             setattr(config, name, None)
     return config
-
-
-def turn_ends(tokenizer: Any) -> list[int]:
-    """The special token that the chat template puts behind an assistant's turn; empty without a template."""
-    if tokenizer.chat_template is None:
-        return []
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    ids = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.all_special_ids) | {
-        i for i, token in tokenizer.added_tokens_decoder.items() if token.special
-    }
-    return [token for token in ids if token in special][-1:]
 
 
 def _as_list(value: int | Sequence[int] | None) -> list[int]:

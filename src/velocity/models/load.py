@@ -32,7 +32,7 @@ def load_model(
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=model.trust_remote_code)
         loaded = AutoModelForCausalLM.from_pretrained(
             str(folder), config=config, dtype=DTYPES[precision], attn_implementation=name,
-            trust_remote_code=model.trust_remote_code,
+            trust_remote_code=model.trust_remote_code, use_safetensors=True,
         )  # fmt: skip
     except (OSError, ValueError, ImportError) as error:
         fix = (

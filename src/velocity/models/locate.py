@@ -12,11 +12,15 @@ from velocity.config.sections import ModelConfig
 from velocity.errors import UserError
 
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"]
+HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
+HUB_LEFT = ["consolidated*", "original/*", "*/*.safetensors"]  # the same weights once more, for other programs
 
 
-def locate(model: ModelConfig) -> Path:
-    """The folder with the model's files: the one named, a finished run's model/, or a hub snapshot."""
+def locate(model: ModelConfig, *, weights: bool = True) -> Path:
+    """The folder with the model's files: the one named, a finished run's model/, or a hub snapshot.
+
+    Without `weights` those of a hub model are not fetched, and may be absent.
+    """
     path = Path(model.path).expanduser()
     if path.is_dir():
         folder = path / "model" if is_resolved(path / "job.yaml") else path
@@ -26,38 +30,56 @@ def locate(model: ModelConfig) -> Path:
         return folder
     if model.path.startswith((".", "/", "~")) or not HUB_ID.match(model.path):
         raise UserError(f"no such model folder: {model.path}", "model", "give a folder, a run's output, or a hub id")
-    return _from_hub(model)
+    return _from_hub(model, weights=weights)
 
 
-def _from_hub(model: ModelConfig) -> Path:
+def _from_hub(model: ModelConfig, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(model.path, revision=model.revision, allow_patterns=HUB_FILES))
+        wanted = [*HUB_FILES, "*.safetensors"] if weights else HUB_FILES
+        folder = Path(
+            snapshot_download(model.path, revision=model.revision, allow_patterns=wanted, ignore_patterns=HUB_LEFT)
+        )
     except Exception as error:  # the hub's client has errors of its own, and its network library others
         what = f"'{model.path}' is no folder here, and the hub does not give it: {type(error).__name__}"
         raise UserError(what, "model", "check the path or the id; a private model needs HF_TOKEN") from None
-    check_whole(folder)
+    check_config(folder)
+    if weights:
+        check_whole(folder)
     return folder
 
 
-def check_whole(folder: Path) -> None:
-    """Nothing, or UserError where config or weights are missing or a shard is shorter than its header says."""
+def check_config(folder: Path) -> None:
+    """Nothing, or UserError where the configuration is missing or torn."""
     if not (folder / "config.json").is_file():
         raise UserError("the model folder has no config.json", str(folder), "give the folder of a Hugging Face model")
     if _read_object(folder / "config.json") is None:
         raise UserError("the model's config.json is not valid JSON", str(folder), "copy the model again")
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the files that transformers loads: those of the index, or the one; UserError for a torn index."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         weight_map = (_read_object(index) or {}).get("weight_map")
         if not isinstance(weight_map, dict):
             raise UserError("the index of the weights is not valid", str(index), "copy the model again")
-        names = sorted(set(weight_map.values()))
-    else:
-        names = sorted(file.name for file in folder.glob("*.safetensors"))
+        return sorted(set(weight_map.values()))
+    return ["model.safetensors"] if (folder / "model.safetensors").is_file() else []
+
+
+def check_whole(folder: Path) -> None:
+    """Nothing, or UserError where config or weights are missing or a shard is shorter than its header says."""
+    check_config(folder)
+    names = weight_files(folder)
     if not names:
         pickled = "; pickled weights are not read, convert them to safetensors" if list(folder.glob("*.bin")) else ""
-        raise UserError(f"the model folder has no weights{pickled}", str(folder), "*.safetensors are needed")
+        raise UserError(
+            f"the model folder has no weights{pickled}",
+            str(folder),
+            "it needs model.safetensors, or shards with an index",
+        )
     for name in names:
         _check_shard(folder / name)
 

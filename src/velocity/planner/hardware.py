@@ -12,6 +12,7 @@ from typing import Any
 
 GIB = 1024**3
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+CONTAINER_CORES = Path("/sys/fs/cgroup/cpu.max")  # "quota period" in microseconds, or "max period"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def detect(visible: Sequence[str] | None = None) -> Hardware:
     """The machine this runs on; of its GPUs those `visible` (by index or the beginning of an id), or all for None."""
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, min(cores, int(_container_cores())))
     memory_gib = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _container_bytes()) / GIB
     bf16 = any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16 "))
     return Hardware(cores, round(memory_gib, 1), bf16, _gpus(visible))
@@ -46,6 +48,12 @@ def _container_bytes() -> float:
     """The memory that our control group may use; infinite where nothing limits it."""
     limit = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.is_file() else "max"
     return float(limit) if limit.isdigit() else float("inf")
+
+
+def _container_cores() -> float:
+    """The cores that our control group may keep busy; very many where nothing limits it."""
+    words = CONTAINER_CORES.read_text().split() if CONTAINER_CORES.is_file() else ["max"]
+    return int(words[0]) / int(words[1]) if words[0].isdigit() else 1e9
 
 
 def _gpus(visible: Sequence[str] | None) -> tuple[tuple[str, float, float], ...]:

@@ -16,6 +16,9 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Zero = Literal[0, 1, 2, 3]
 
 USABLE = 0.8  # of a device's memory: the rest is the runtime's, and fragmentation
+# What configurations call them: GPT-2, GPT-Neo and MPT have names of their own.
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+HIDDEN = ("hidden_size", "n_embd", "d_model")
 CPU_MICRO_TOKENS = 1024  # measured: more tokens at once are no faster on a processor, and take memory
 
 
@@ -30,14 +33,23 @@ class ModelSize:
 
 def model_size(folder: Path) -> ModelSize | None:
     """Read from config.json and the weights' file sizes; None where the folder has neither (a hub id not fetched)."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = _weight_files(folder)
     if not (folder / "config.json").is_file() or not files:
         return None
     config = json.loads((folder / "config.json").read_text())
     config = config.get("text_config", config)
     stored = 4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2
     parameters = sum(file.stat().st_size for file in files) // stored
-    return ModelSize(parameters, config.get("num_hidden_layers", 1), config.get("hidden_size", 1))
+    layers, hidden = (next((config[name] for name in names if name in config), 1) for names in (LAYERS, HIDDEN))
+    return ModelSize(parameters, layers, hidden)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those of the index, where there is one: some folders hold the weights a second time, for other programs."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return list(folder.glob("model.safetensors"))
+    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
 
 
 def resolve(loaded: LoadedJob, hardware: Hardware, model_folder: Path) -> LoadedJob:
@@ -69,6 +81,9 @@ def resolve(loaded: LoadedJob, hardware: Hardware, model_folder: Path) -> Loaded
 
 def _processes(job: Job, hardware: Hardware) -> tuple[int, str]:
     if job.launch.processes != "auto":
+        if 0 < len(hardware.gpus) < job.launch.processes:
+            what = f"launch.processes={job.launch.processes}, but the machine has {len(hardware.gpus)} GPU(s) for us"
+            raise UserError(what, "launch.processes", "one process a GPU at most; auto takes them all")
         return job.launch.processes, ""
     if hardware.gpus:
         return len(hardware.gpus), "one a GPU"

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from velocity.config.job import Job, LoadedJob
-from velocity.data.audit import Counts, audit, count, token_facts
+from velocity.data.audit import Counts, audit, count, token_facts, without_bos
 from velocity.data.encode import EncodingRules, TokenSequence
 from velocity.data.loader import Corpus, Share, TrainLoader
 from velocity.data.store import SequenceStore
@@ -40,6 +40,7 @@ class CheckReport:
     job: LoadedJob
     sets: dict[str, SetReport]
     steps: int
+    without_bos: int  # sequences
     sample: TokenSequence
     tokenizer: Any
 
@@ -47,7 +48,7 @@ class CheckReport:
         """The report as plain values."""
         sets = {name: {**vars(found), "counts": vars(found.counts)} for name, found in self.sets.items()}
         reasons = {key: why for key, why in self.job.origins.items() if why.startswith("planner")}
-        return {"sets": sets, "steps": self.steps, "reasons": reasons}
+        return {"sets": sets, "steps": self.steps, "without_bos": self.without_bos, "reasons": reasons}
 
 
 def check_job(loaded: LoadedJob, model_folder: Path, report: Callable[[str], None]) -> CheckReport:
@@ -62,7 +63,8 @@ def check_job(loaded: LoadedJob, model_folder: Path, report: Callable[[str], Non
             audit(store.blocks(), facts, rules, store.stats["files"])
     loader = TrainLoader(Corpus(inputs.train, [source.weight for source in job.data.train]), job, Share())
     reports = {name: _describe(stores, job) for name, stores in sets.items()}
-    return CheckReport(loaded, reports, total_steps(job, loader), inputs.train[0][0], tokenizer)
+    lacking = sum(without_bos(store.blocks(), facts) for stores in sets.values() for store in stores)
+    return CheckReport(loaded, reports, total_steps(job, loader), lacking, inputs.train[0][0], tokenizer)
 
 
 def _describe(stores: Sequence[SequenceStore], job: Job) -> SetReport:
@@ -94,9 +96,12 @@ def print_check(found: CheckReport) -> None:
             console.print(f"{key}: {why.removeprefix('planner: ')}")
     console.print("\nA sample; [green]«green»[/green] is trained on:")
     console.print(colour(found.sample, found.tokenizer))
-    console.print(
-        "\nAll sequences hold: one BOS where the model wants one, turns end with a special token, no padding."
-    )
+    console.print("\nAll sequences hold: never two BOS tokens, turns end with a special token, no padding.")
+    if found.without_bos:
+        console.print(
+            f"{found.without_bos:,} begin without the BOS token that the tokenizer puts before plain text: the chat "
+            "template renders none, here as at inference."
+        )
 
 
 def colour(sequence: TokenSequence, tokenizer: Any) -> Text:

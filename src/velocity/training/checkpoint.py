@@ -25,7 +25,6 @@ class TrainState:
     """All that a run needs to go on besides the engine's state: order, schedule and randomness follow from the step."""
 
     step: int = 0  # optimizer steps done, skipped ones included
-    tokens: int = 0  # trained on
     skipped: int = 0  # steps with a non-finite gradient
     skipped_in_a_row: int = 0
 
@@ -40,6 +39,8 @@ class Checkpoints:
     def save(self, engine: TrainEngine, state: TrainState) -> None:
         """A committed checkpoint of `state` exists; older ones beyond `keep` do not."""
         final = self.folder / f"step-{state.step:08}"
+        if comm.from_first((final / MARKER).exists() if self.first else None):
+            return  # a stop may be asked for just behind a save; the one that is there is never touched
         temporary = self.folder / f".{final.name}.tmp"
         if self.first:
             shutil.rmtree(temporary, ignore_errors=True)

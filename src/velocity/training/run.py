@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ from velocity.config.resolved import read_resolved
 from velocity.config.strategy import StrategyConfig
 from velocity.data.loader import Corpus, Share, TrainLoader, eval_rows, split
 from velocity.data.store import SequenceStore
-from velocity.data.tokenizer import load_tokenizer
+from velocity.data.tokenizer import load_tokenizer, turn_ends
 from velocity.distributed import comm, failure
 from velocity.distributed.comm import Ranks
 from velocity.distributed.deepspeed_engine import DeepSpeedEngine
-from velocity.errors import InterruptedRun, JobError, VelocityError, from_system
+from velocity.errors import InterruptedRun, JobError, UserError, VelocityError, from_system
 from velocity.models.export import model_card, save_model
 from velocity.models.load import load_model
 from velocity.models.probe import check_isolation, check_scores
@@ -45,14 +45,17 @@ from velocity.training.total import total_steps
 from velocity.training.trainer import Parts, Plan, Trainer
 
 
-def train(run: RunFolder, ranks: Ranks) -> None:
-    """The job of a run folder is done: metrics, checkpoints and model/ are there."""
+def train(run: RunFolder, ranks: Ranks, stopping: Callable[[], bool] = lambda: False) -> None:
+    """The job of a run folder is done: metrics, checkpoints and model/ are there. `stopping` asks to save and end."""
     job = read_resolved(run.job)
     environment = json.loads(run.environment.read_text())
+    check_device(ranks.device, environment["hardware"]["gpus"])
     share = Share(ranks.rank, ranks.world_size, _micro(job))
     loader = TrainLoader(
         _corpus(environment["data"]["train"], [source.weight for source in job.data.train]), job, share
     )
+    if ranks.first:
+        print("loading the model …", file=sys.stderr, flush=True)
     scorer, engine = build_engine(job, Path(environment["model_folder"]), json.loads(run.deepspeed.read_text()), ranks)
     engine.train(False)  # dropout would move the scores that are compared
     check_scores(engine, scorer)
@@ -64,8 +67,14 @@ def train(run: RunFolder, ranks: Ranks) -> None:
     )
     state = checkpoints.resume(engine)
     total = total_steps(job, loader)
+    if state.step > total:
+        what = f"the run has done {state.step} steps, duration asks for {total}"
+        raise UserError(what, "duration", "ask for more, or begin anew with --fresh")
     if ranks.first:
         run.rewind(state.step)
+    # the first attempt, or one that was stopped before its last evaluation was written down
+    unscored = ranks.first and state.step in (0, total) and not run.was_evaluated(state.step)
+    evaluate_first = comm.from_first(unscored)
     callbacks = build_callbacks(run.path, job.model_dump(mode="json"), total, state.step) if ranks.first else []
     parts = Parts(
         engine=engine,
@@ -75,16 +84,23 @@ def train(run: RunFolder, ranks: Ranks) -> None:
         checkpoints=checkpoints,
         callbacks=callbacks,
         optimizer=job.optimizer,
-        stopping=_stop_flag(),
+        stopping=stopping,
         seed=lambda step: _seed(job.seed, step, ranks.rank),
         measure=_measure(scorer, environment["hardware"], ranks),
     )
     every = job.data.eval_every or max(1, math.ceil(total / 5))
     try:
-        Trainer(parts, Plan(total, every, job.checkpoint.every), state).run()
+        Trainer(parts, Plan(total, every, job.checkpoint.every), state).run(evaluate_first=evaluate_first)
     finally:
         _close(callbacks)
     _export(run, job, (scorer, engine), environment, ranks)
+
+
+def check_device(device: torch.device, gpus: Sequence[Any]) -> None:
+    """Nothing, or UserError where the plan was made for GPUs and torch has none, or the other way round."""
+    if (device.type == "cuda") != bool(gpus):
+        what = f"torch computes on {device.type}, the plan is for {len(gpus)} GPU(s)"
+        raise UserError(what, "the installed torch", "install the torch that fits the driver: docs/guides/hardware.md")
 
 
 def build_engine(
@@ -165,7 +181,8 @@ def _export(
             "evaluations": run.evaluations(),
             "settings": job.model_dump(mode="json", exclude={"data", "launch"}),
         }
-        save_model(scorer.model, weights, tokenizer, run.model, model_card(facts))
+        card = model_card(facts)
+        save_model(scorer.model, weights, tokenizer, run.model, card, turn_ends=turn_ends(tokenizer))
         run.set_status("complete", steps=len(lines))
     comm.wait_for_all()
 
@@ -176,9 +193,10 @@ def main(folder: str) -> int:
     warnings.filterwarnings("ignore")
     _quieten()
     run, ranks = RunFolder(Path(folder)), comm.from_environment()
+    stopping = _stop_flag()  # first of all: a stop while the model loads is kept until the first step
     try:
         comm.start(ranks)
-        train(run, ranks)
+        train(run, ranks, stopping)
         comm.stop()
     except InterruptedRun as stopped:
         if ranks.first:

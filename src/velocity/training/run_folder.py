@@ -19,7 +19,8 @@ from velocity.files import write_atomically
 class RunFolder:
     """The output folder of one job."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path).expanduser()
         self.path = path
         self.job = path / "job.yaml"
         self.deepspeed = path / "deepspeed.json"
@@ -43,6 +44,10 @@ class RunFolder:
         """The run is in `state`, written atomically."""
         write_atomically(self.status_file, json.dumps({**self.status(), "state": state, **facts}, indent=1) + "\n")
 
+    def begin(self, inputs: str) -> None:
+        """A new attempt at the job with these inputs; nothing of an earlier one's state is left."""
+        write_atomically(self.status_file, json.dumps({"state": "running", "inputs": inputs}, indent=1) + "\n")
+
     def lines(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a torn last line, of a process that was killed, is left out."""
         if not self.metrics.is_file():
@@ -60,6 +65,10 @@ class RunFolder:
         kept = [line for line in self.lines() if line["step"] <= step]
         write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
+    def was_evaluated(self, step: int) -> bool:
+        """True where metrics.jsonl has the evaluation after `step`."""
+        return any("eval" in line and line["step"] == step for line in self.lines())
+
     def evaluations(self) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
         """For each evaluation set, its first and its last result."""
         results: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
@@ -74,12 +83,28 @@ class RunFolder:
         self.path.rename(aside)
         return aside
 
+    @property
+    def _lock(self) -> Path:
+        """Beside the folder, not in it: --fresh moves the folder while we hold it."""
+        path = self.path.absolute()
+        return path.with_name(f".{path.name}.lock")
+
+    def is_held(self) -> bool:
+        """True while some process writes the folder."""
+        if not self._lock.is_file():
+            return False
+        with self._lock.open() as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
     @contextmanager
     def owned(self) -> Iterator[None]:
         """Only we write the folder; UserError that names the holder where another process does."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # beside the folder, not in it: --fresh moves the folder while we hold it
-        with self.path.with_name(f".{self.path.name}.lock").open("a+") as stream:
+        self._lock.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock.open("a+") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -48,9 +48,9 @@ def prepare_inputs(job: Job, model_folder: Path, report: Callable[[str], None]) 
     train = [preparation.source(source) for source in job.data.train]
     evals = {name: [preparation.source(source) for source in sources] for name, sources in job.data.eval.items()}
     stores = [*train, *(store for group in evals.values() for store in group)]
-    return Inputs(
-        train, evals, model_folder, digest([_model_hash(model_folder), [store.folder.name for store in stores]])
-    )
+    # Not the stores' keys: those change with Velocity's own code, which makes no other job.
+    content = [preparation.tokenizer_hash, [store.stats["hashes"] for store in stores]]
+    return Inputs(train, evals, model_folder, digest([_model_hash(model_folder), content]))
 
 
 def check_vocabulary(model_folder: Path) -> None:
@@ -84,7 +84,7 @@ def _model_hash(folder: Path) -> str:
 
 def is_complete(loaded: LoadedJob, inputs: Inputs) -> bool:
     """True where the run folder already holds the result of this very job."""
-    run = RunFolder(Path(loaded.job.output))
+    run = RunFolder(loaded.job.output)
     status = run.status()
     if status["state"] != "complete" or not run.model.is_dir() or status.get("inputs") != inputs.hash:
         return False
@@ -95,12 +95,12 @@ def is_complete(loaded: LoadedJob, inputs: Inputs) -> bool:
 def check_startable(loaded: LoadedJob, *, fresh: bool = False) -> None:
     """Nothing, or UserError for what would end the job as soon as its inputs are prepared, which can take long."""
     check_installed(loaded.job.tracking)
-    run = RunFolder(Path(loaded.job.output))
+    run = RunFolder(loaded.job.output)
     if fresh or not run.path.is_dir():
         return
     if is_resolved(run.job):
         _refuse(run, differences(read_resolved(run.job), loaded.job))
-    elif any(run.path.iterdir()):
+    elif any(not path.name.startswith(".") for path in run.path.iterdir()):  # hidden: of a claim that was killed
         raise UserError(
             "the output folder is not empty, and no run of Velocity", str(run.path), "choose another output"
         )
@@ -111,7 +111,7 @@ def claim(loaded: LoadedJob, inputs: Inputs, hardware: Mapping[str, Any], *, fre
 
     The caller holds the folder (`RunFolder.owned`).
     """
-    run = RunFolder(Path(loaded.job.output))
+    run = RunFolder(loaded.job.output)
     if fresh and run.path.exists():
         run.move_aside()
     check_startable(loaded)
@@ -125,7 +125,7 @@ def claim(loaded: LoadedJob, inputs: Inputs, hardware: Mapping[str, Any], *, fre
     write_atomically(run.deepspeed, json.dumps(deepspeed_config(loaded.job, processes), indent=1) + "\n")
     write_atomically(run.environment, json.dumps(_environment(inputs, hardware, processes), indent=1) + "\n")
     _collect_rejected(run, inputs)
-    run.set_status("running", inputs=inputs.hash)
+    run.begin(inputs.hash)
     return run
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def summarise(path: Path) -> dict[str, Any]:
         "run": str(path),
         "task": job.task,
         "model": job.model.path,
-        "state": run.status(),
+        "state": _state(run),
         "steps": len(lines),
         "tokens_trained_on": sum(line["tokens"] for line in lines),
         "losses": [line["loss"] for line in lines],
@@ -38,8 +39,16 @@ def summarise(path: Path) -> dict[str, Any]:
         "seconds": busy,
         "memory_gib": max((line["memory_gib"] for line in lines), default=None),
         "evaluations": {name: {"before": one, "after": other} for name, (one, other) in run.evaluations().items()},
+        "evaluated": sum("eval" in line for line in run.lines()),
+        "skipped": lines[-1]["skipped"] if lines else 0,
         "cause": failure.cause(run.failures),
     }
+
+
+def _state(run: RunFolder) -> dict[str, Any]:
+    """The run's status; `killed` where it says that it runs, and no process holds the folder."""
+    status = run.status()
+    return {**status, "state": "killed"} if status["state"] == "running" and not run.is_held() else status
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -56,19 +65,31 @@ def print_summary(summary: dict[str, Any]) -> None:
         f"{summary['steps']:,} steps, {summary['tokens_trained_on']:,} tokens trained on, {summary['seconds']:,.0f} s, "
         f"{summary['tokens_per_second']:,.0f} tokens/s, {summary['memory_gib']:.1f} GiB"
     )
-    console.print(f"loss {losses[0]:.4f} {sparkline(losses)} {losses[-1]:.4f}")
+    if summary["skipped"]:
+        console.print(f"{summary['skipped']:,} steps were skipped: their gradient was not finite")
+    console.print(f"loss {_number(losses[0], 4)} {sparkline(losses)} {_number(losses[-1], 4)}")
     if summary["evaluations"]:
         table = Table("held-out set", "perplexity before", "after", "change")
         for name, found in summary["evaluations"].items():
             before, after = found["before"]["perplexity"], found["after"]["perplexity"]
-            table.add_row(name, f"{before:.2f}", f"{after:.2f}", f"{after / before - 1:+.1%}")
+            later = (f"{after:.2f}", f"{after / before - 1:+.1%}") if after and before else (_number(after, 2), "")
+            table.add_row(name, _number(before, 2), *(later if summary["evaluated"] > 1 else ("", "")))
         console.print(table)
 
 
-def sparkline(values: Sequence[float]) -> str:
-    """At most 60 blocks, each the mean of its share of the values, between the lowest and the highest of them."""
+def _number(value: float | None, digits: int) -> str:
+    return "not finite" if value is None else f"{value:.{digits}f}"
+
+
+def sparkline(values: Sequence[float | None]) -> str:
+    """At most 60 blocks, each the mean of its share of the values, between the lowest and the highest of them.
+
+    None stands for a value that was not finite; a share of such alone is a space.
+    """
     width = min(WIDTH, len(values))
     edges = [round(i * len(values) / width) for i in range(width + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
-    low, span = min(means), (max(means) - min(means)) or 1.0
-    return "".join(BLOCKS[round((mean - low) / span * (len(BLOCKS) - 1))] for mean in means)
+    shares = [[value for value in values[a:b] if value is not None] for a, b in itertools.pairwise(edges)]
+    means = [sum(share) / len(share) if share else None for share in shares]
+    known = [mean for mean in means if mean is not None]
+    low, span = min(known, default=0.0), (max(known, default=0.0) - min(known, default=0.0)) or 1.0
+    return "".join(" " if mean is None else BLOCKS[round((mean - low) / span * (len(BLOCKS) - 1))] for mean in means)

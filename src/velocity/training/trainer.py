@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from velocity.batch import Batch
 from velocity.config.sections import AdamWConfig, SGDConfig
 from velocity.distributed.engine import StepStats, TrainEngine
 from velocity.errors import InterruptedRun, JobError
-from velocity.objectives.objective import Objective
+from velocity.objectives.objective import LossOutput, Objective
 from velocity.training.callbacks.callback import Callback
 from velocity.training.checkpoint import Checkpoints, TrainState
 from velocity.training.evaluate import EvalSets, evaluate
@@ -45,21 +46,39 @@ class Parts:
     measure: Callable[[float], dict[str, float]]
 
 
+class Sums:
+    """The loss and the metrics of a step, summed in fp64."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+
+    def add(self, output: LossOutput) -> None:
+        """Add those of a micro-batch."""
+        for name, value in {"loss": output.total, **output.metrics}.items():
+            self.values[name] = self.values.get(name, 0) + value.detach().double().cpu()
+
+    def over_ranks(self, engine: TrainEngine, units: int) -> dict[str, float]:
+        """Return each sum over all ranks, divided once by the units. Every rank has the same names."""
+        totals: list[float] = engine.sum_over_ranks(torch.stack(list(self.values.values()))).tolist()
+        return {name: total / units for name, total in zip(self.values, totals, strict=True)}
+
+
 class Trainer:
     """Steps until the plan's end, evaluating and saving on the way."""
 
     def __init__(self, parts: Parts, plan: Plan, state: TrainState) -> None:
         self.parts, self.plan, self.state = parts, plan, state
 
-    def run(self) -> None:
+    def run(self, *, evaluate_first: bool = True) -> None:
         """The plan is done; InterruptedRun where the run was asked to stop, JobError where it cannot go on."""
-        if self.state.step == 0:
+        if evaluate_first:
             self._evaluate()
         while self.state.step < self.plan.total:
             self.step()
             if self.state.step % self.plan.eval_every == 0 or self.state.step == self.plan.total:
                 self._evaluate()
             if self.state.step % self.plan.checkpoint_every == 0 or self.state.step == self.plan.total:
+                self._tell(lambda callback: callback.on_phase("saving a checkpoint"))
                 self.parts.checkpoints.save(self.parts.engine, self.state)
 
     def step(self) -> None:
@@ -74,18 +93,19 @@ class Trainer:
         micro_batches = self.parts.micro_batches(number)
         units, tokens = self._agree(micro_batches)
         rate = learning_rate(self.parts.optimizer, number, self.plan.total)
-        total = torch.zeros((), dtype=torch.float64)
+        sums = Sums()
         for batch in micro_batches:
             output = objective(engine, batch)
-            engine.backward(output.total / units, last=batch is micro_batches[-1])
-            total += output.total.detach().double().cpu()
+            engine.backward(output.total / units)
+            sums.add(output)
         stats = engine.step(rate)
-        loss = float(engine.sum_over_ranks(total)) / units
+        means = sums.over_ranks(engine, units)
         seconds = time.perf_counter() - started
-        line = {"step": number + 1, "loss": loss, "tokens": units, "learning_rate": rate, "grad_norm": stats.grad_norm}
-        speed = {"tokens_per_second": tokens / seconds, "seconds": seconds}
-        self._count(stats, units, micro_batches)
-        self._tell(lambda callback: callback.on_step({**line, **speed, **self.parts.measure(tokens / seconds)}))
+        self._count(stats)
+        line = {"step": number + 1, **means, "tokens": units, "learning_rate": rate, "grad_norm": stats.grad_norm,
+                "tokens_per_second": tokens / seconds, "seconds": seconds, "skipped": self.state.skipped}  # fmt: skip
+        self._tell(lambda callback: callback.on_step({**line, **self.parts.measure(tokens / seconds)}))
+        self._give_up_where_nothing_is_learned(micro_batches)
 
     def _agree(self, micro_batches: Sequence[Batch]) -> tuple[int, int]:
         """Units and tokens of the global batch. A stop that any rank was asked for is agreed on here, by all."""
@@ -102,20 +122,23 @@ class Trainer:
             )
         return max(units, 1), tokens
 
-    def _count(self, stats: StepStats, units: int, micro_batches: Sequence[Batch]) -> None:
+    def _count(self, stats: StepStats) -> None:
         self.state.step += 1
-        self.state.tokens += units
         self.state.skipped += stats.skipped
         self.state.skipped_in_a_row = (self.state.skipped_in_a_row + 1) * stats.skipped
+
+    def _give_up_where_nothing_is_learned(self, micro_batches: Sequence[Batch]) -> None:
         if self.state.skipped_in_a_row >= self.parts.optimizer.max_skipped:
             records = [record for batch in micro_batches for record in batch.records]
             raise JobError(
                 f"the gradient was not finite in {self.state.skipped_in_a_row} steps in a row, to {self.state.step}",
-                f"this rank's last records: {', '.join(records[:4])}",
+                f"the last step's records of this rank begin with {', '.join(records[:4])}",
                 "lower optimizer.learning_rate, look at these records, or take strategy.precision: bf16 or fp32",
             )
 
     def _evaluate(self) -> None:
+        if self.parts.eval_sets:
+            self._tell(lambda callback: callback.on_phase("evaluating"))
         results = evaluate(self.parts.engine, self.parts.objective, self.parts.eval_sets)
         if results:
             self._tell(lambda callback: callback.on_eval(self.state.step, results))

@@ -12,6 +12,7 @@ from velocity.config.sections import Tracker
 from velocity.errors import UserError
 from velocity.training.callbacks.build import build_callbacks, check_installed
 from velocity.training.callbacks.callback import Callback
+from velocity.training.callbacks.guard import Guarded
 
 
 def names(folder: Path, *tracking: str) -> list[str]:
@@ -19,7 +20,7 @@ def names(folder: Path, *tracking: str) -> list[str]:
     callbacks: list[Callback] = build_callbacks(folder, job, total=2, done=0)
     for callback in callbacks:
         callback.close()
-    return [type(callback).__name__ for callback in callbacks]
+    return [type(callback.inner if isinstance(callback, Guarded) else callback).__name__ for callback in callbacks]
 
 
 def test_metrics_and_progress_are_told_always(tmp_path: Path):

@@ -38,3 +38,16 @@ def test_a_run_that_goes_on_keeps_the_lines_before(tmp_path: Path):
         metrics.on_step({**LINE, "step": number})
         metrics.close()
     assert read(tmp_path / "metrics.jsonl") == [{**LINE, "step": 1}, {**LINE, "step": 2}]
+
+
+def test_what_is_not_finite_is_null_because_json_has_no_word_for_it(tmp_path: Path):
+    metrics = JsonlMetrics(tmp_path / "metrics.jsonl")
+    metrics.on_step({"step": 1, "loss": float("nan"), "grad_norm": float("inf"), "tokens": 3})
+    metrics.on_eval(1, {"unseen": {"loss": float("-inf"), "perplexity": 2.0}})
+    metrics.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    assert read(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "loss": None, "grad_norm": None, "tokens": 3},
+        {"step": 1, "eval": {"unseen": {"loss": None, "perplexity": 2.0}}},
+    ]

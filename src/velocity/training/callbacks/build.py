@@ -9,6 +9,7 @@ from typing import Any
 
 from velocity.errors import UserError
 from velocity.training.callbacks.callback import Callback
+from velocity.training.callbacks.guard import Guarded
 from velocity.training.callbacks.jsonl import JsonlMetrics
 from velocity.training.callbacks.progress import ProgressReport
 
@@ -16,7 +17,7 @@ from velocity.training.callbacks.progress import ProgressReport
 def build_callbacks(folder: Path, job: Mapping[str, Any], total: int, done: int) -> list[Callback]:
     """metrics.jsonl and the progress report, and what `tracking` names."""
     always: list[Callback] = [JsonlMetrics(folder / "metrics.jsonl"), ProgressReport(folder, total, done)]
-    return always + [_tracker(name, folder, job, done) for name in job["tracking"]]
+    return always + [Guarded(name, _tracker(name, folder, job, done)) for name in job["tracking"]]
 
 
 def check_installed(tracking: Sequence[str]) -> None:

@@ -15,5 +15,8 @@ class Callback(Protocol):
     def on_eval(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """The evaluation sets were scored after `step`: loss (nats a token), perplexity, tokens of each."""
 
+    def on_phase(self, what: str) -> None:
+        """Something that takes a while and is no step begins: "evaluating", "saving a checkpoint"."""
+
     def close(self) -> None:
         """The run has ended, well or not."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 class JsonlMetrics:
@@ -22,9 +24,19 @@ class JsonlMetrics:
         self._write({"step": step, "eval": results})
 
     def _write(self, line: Mapping[str, object]) -> None:
-        self.stream.write(json.dumps(line) + "\n")
+        self.stream.write(json.dumps(_finite(line), allow_nan=False) + "\n")
         self.stream.flush()
+
+    def on_phase(self, what: str) -> None:
+        """Keep nothing of it."""
 
     def close(self) -> None:
         """Write what is left, and end."""
         self.stream.close()
+
+
+def _finite(value: Any) -> Any:
+    """The value with null in place of NaN and infinity, which are no JSON."""
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

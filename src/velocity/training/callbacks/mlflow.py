@@ -27,6 +27,9 @@ class MLflow:
         for name, result in results.items():
             mlflow.log_metrics({f"eval/{name}/{key}": value for key, value in result.items()}, step)
 
+    def on_phase(self, what: str) -> None:
+        """Keep nothing of it."""
+
     def close(self) -> None:
         """Write what is left, and end."""
         mlflow.end_run()

@@ -34,7 +34,8 @@ class ProgressReport:
     def on_step(self, line: Mapping[str, float]) -> None:
         """Tell a step's numbers."""
         step = int(line["step"])
-        now = f"loss {line['loss']:.4f}  {line['tokens_per_second']:,.0f} tokens/s"
+        skipped = f"  {line['skipped']:.0f} skipped" if line.get("skipped") else ""
+        now = f"loss {line['loss']:.4f}  {line['tokens_per_second']:,.0f} tokens/s{skipped}"
         if self.bar is not None:
             self.bar.update(self.task, completed=step, now=now)
         if time.monotonic() - self.last >= LINE_SECONDS or step == self.total:
@@ -46,6 +47,12 @@ class ProgressReport:
         """Tell an evaluation's numbers."""
         found = "  ".join(f"{name}: perplexity {result['perplexity']:.2f}" for name, result in results.items())
         self._write(f"step {step}  {found}", shown=True)
+
+    def on_phase(self, what: str) -> None:
+        """Tell what the next silence is for."""
+        if self.bar is not None:
+            self.bar.update(self.task, now=what)
+        self._write(f"{what} …", shown=self.bar is None)
 
     def _write(self, text: str, *, shown: bool) -> None:
         """One line into log.txt, and to the person where the bar does not say it already."""

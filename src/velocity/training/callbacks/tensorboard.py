@@ -27,6 +27,9 @@ class TensorBoard:
             self.writer.add_scalar(f"eval/{name}/loss", result["loss"], step)
             self.writer.add_scalar(f"eval/{name}/perplexity", result["perplexity"], step)
 
+    def on_phase(self, what: str) -> None:
+        """Keep nothing of it."""
+
     def close(self) -> None:
         """Write what is left, and end."""
         self.writer.close()

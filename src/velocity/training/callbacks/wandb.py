@@ -8,15 +8,19 @@ from typing import Any
 
 import wandb
 
+from velocity.files import write_atomically
+
 
 class WandB:
     """One W&B run a run folder; a resumed run goes on in it."""
 
     def __init__(self, folder: Path, job: Mapping[str, Any]) -> None:
+        note = folder / "wandb-id.txt"  # of this folder alone: other clones have runs of the same name
+        if not note.is_file():
+            write_atomically(note, wandb.util.generate_id())
         self.run = wandb.init(
-            project="velocity", name=folder.name, id=f"{folder.parent.name}-{folder.name}", resume="allow",
-            dir=str(folder), config=dict(job),
-        )  # fmt: skip
+            project="velocity", name=folder.name, id=note.read_text(), resume="allow", dir=str(folder), config=dict(job)
+        )
 
     def on_step(self, line: Mapping[str, float]) -> None:
         """Tell a step's numbers."""
@@ -25,6 +29,9 @@ class WandB:
     def on_eval(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """Tell an evaluation's numbers."""
         self.run.log({f"eval/{name}/{key}": value for name, result in results.items() for key, value in result.items()})
+
+    def on_phase(self, what: str) -> None:
+        """Keep nothing of it."""
 
     def close(self) -> None:
         """Write what is left, and end."""

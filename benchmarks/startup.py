@@ -14,7 +14,7 @@ import contest
 import ragged
 from contest import Result
 from reporting import Figure, Report, machine, parser, publish, ratio
-from train_contenders import job_text, prepare
+from train_contenders import job_text
 
 COLUMNS = ("command", "best", "status")
 PYTHON = Path(sys.executable)
@@ -96,8 +96,21 @@ def main() -> None:
     publish(measure(given.model, given.chats, 1 if given.quick else given.rounds), before, save=given.save)
 
 
+def find_inputs(job_file: Path) -> None:
+    """What `velocity run` does before it starts a rank: the job, the plan, the tokenised data."""
+    from velocity.config.job import load_job
+    from velocity.models.locate import locate
+    from velocity.planner.hardware import detect
+    from velocity.planner.plan import resolve
+    from velocity.training.setup import prepare_inputs
+
+    loaded = load_job(job_file)
+    folder = locate(loaded.job.model)
+    prepare_inputs(resolve(loaded, detect(), folder).job, folder, lambda text: None)
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        prepare(Path(sys.argv[2]))
+        find_inputs(Path(sys.argv[2]))
     else:
         main()

@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench clean
+.PHONY: help demo test test-slow check bench bench-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ check: .venv/.installed  ## style, types and layers alone
 
 bench: .venv/.installed  ## ratios against peers and limits, measured here
 	$(BIN)/python benchmarks/run.py
+
+bench-gpu: .venv/.installed  ## tokens a second, MFU and memory on one GPU, against TRL
+	$(BIN)/python benchmarks/gpu_throughput.py --save
 
 clean:  ## remove caches and what was built; leaves .venv and runs
 	rm -rf build dist src/*.egg-info .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -34,13 +34,16 @@ class Pass:
     attention: str
 
     def describe(self) -> Result:
-        """Plain values, with the process's peak memory."""
-        return {**vars(self), "peak_bytes": peak_bytes()}
+        """Plain values, with the peak memory of the process and of its GPU."""
+        import torch
+
+        device_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+        return {**vars(self), "peak_bytes": peak_bytes(), "device_bytes": device_bytes}
 
 
-def job_text(model: Path, data_file: Path, folder: Path, task: str = "sft") -> str:
-    """The job file that all contenders take their data from; Velocity trains it."""
-    data = {"train": str(data_file), "sequence_length": 1024, "on_long_chat": "skip", "cache": str(folder / "cache")}
+def job_text(model: Path, data_file: Path, folder: Path, task: str = "sft", *, length: int = 1024) -> str:
+    """The job file that all contenders take their data from, in rows of `length` tokens; Velocity trains it."""
+    data = {"train": str(data_file), "sequence_length": length, "on_long_chat": "skip", "cache": str(folder / "cache")}
     job = {"task": task, "model": str(model), "output": str(folder / "run"), "data": data, "batch": {"rows": 1},
            "optimizer": {"learning_rate": RATE}, "duration": {"epochs": 1}}  # fmt: skip
     return json.dumps(job)  # JSON is YAML
@@ -255,6 +258,10 @@ CONTENDERS = {
         "Velocity, fp32, ZeRO 0", _of(velocity, strategy={"precision": "fp32", "zero": 0}), True
     ),
     "trl-padded-bf16": Contender("TRL padded, its defaults, bf16", _of(trl, packing=False, bf16=True)),
+    "trl-padded-bf16-kept": Contender(
+        "TRL padded, bf16, no recomputation", _of(trl, packing=False, bf16=True, recompute=False)
+    ),
+    "trl-packed-bf16": Contender("TRL packed, its defaults, bf16", _of(trl, packing=True, bf16=True)),
     "velocity-auto": Contender("Velocity, strategy: auto", _of(velocity, strategy={}), True),
 }
 

@@ -28,6 +28,9 @@ COMPARISONS: Sequence[tuple[str, str, str, float | None]] = (
 )
 
 
+COMPARED = dict.fromkeys(side for _, ours, theirs, _ in COMPARISONS for side in (ours, theirs))
+
+
 def tokens_per_second(result: Result) -> float:
     """Tokens without padding over the time of the training steps."""
     return ratio(result["tokens"], result["seconds"])
@@ -98,7 +101,7 @@ def main() -> None:
     options.add_argument("--chats", type=Path, default=ragged.CHATS)
     options.add_argument("--rows", type=int, default=96, help="chats")
     options.add_argument("--rounds", type=int, default=2)
-    options.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="CONTENDER")
+    options.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(COMPARED), metavar="CONTENDER")
     given = options.parse_args()
     before = machine()
     row_count, rounds = (8, 1) if given.quick else (given.rows, given.rounds)

@@ -30,7 +30,7 @@ def main(processes: int, failures: Path, module: str, arguments: list[str]) -> i
     A rank that a signal killed cannot say so itself: its failure is written into the folder `failures`.
     """
     die_with_parent()
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    _quieten()
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, max_restarts=0,
         rdzv_backend="c10d", rdzv_endpoint="localhost:0", monitor_interval=0.2, signals_to_handle="SIGTERM,SIGINT",
@@ -50,6 +50,13 @@ def main(processes: int, failures: Path, module: str, arguments: list[str]) -> i
     except SignalException:
         return INTERRUPTED
     return 0
+
+
+def _quieten() -> None:
+    """torchrun's loggers, each of which has a level of its own, say nothing: we say how it went."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":

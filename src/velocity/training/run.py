@@ -27,6 +27,7 @@ from velocity.data.tokenizer import load_tokenizer, turn_ends
 from velocity.distributed import comm, failure
 from velocity.distributed.comm import Ranks
 from velocity.distributed.deepspeed_engine import DeepSpeedEngine
+from velocity.distributed.engine import TrainEngine
 from velocity.errors import InterruptedRun, JobError, UserError, VelocityError, from_system
 from velocity.models.export import model_card, save_model
 from velocity.models.load import load_model
@@ -36,7 +37,7 @@ from velocity.objectives.build import build_objective
 from velocity.process import die_with_parent
 from velocity.training.callbacks.build import build_callbacks
 from velocity.training.callbacks.callback import Callback
-from velocity.training.checkpoint import Checkpoints
+from velocity.training.checkpoint import Checkpoints, TrainState
 from velocity.training.evaluate import EvalSets
 from velocity.training.metrics import memory_gib, model_flops_utilisation
 from velocity.training.optimizer import build_optimizer
@@ -57,24 +58,12 @@ def train(run: RunFolder, ranks: Ranks, stopping: Callable[[], bool] = lambda: F
     if ranks.first:
         print("loading the model …", file=sys.stderr, flush=True)
     scorer, engine = build_engine(job, Path(environment["model_folder"]), json.loads(run.deepspeed.read_text()), ranks)
-    engine.train(False)  # dropout would move the scores that are compared
-    check_scores(engine, scorer)
-    if job.data.packing:
-        check_isolation(engine, scorer.vocabulary)
-    engine.train(True)
+    _probe(engine, scorer, packing=job.data.packing)
     checkpoints = Checkpoints(
         run.checkpoints, job.checkpoint.keep, first=ranks.first, layout=layout(job.strategy, ranks.world_size)
     )
-    state = checkpoints.resume(engine)
     total = total_steps(job, loader)
-    if state.step > total:
-        what = f"the run has done {state.step} steps, duration asks for {total}"
-        raise UserError(what, "duration", "ask for more, or begin anew with --fresh")
-    if ranks.first:
-        run.rewind(state.step)
-    # the first attempt, or one that was stopped before its last evaluation was written down
-    unscored = ranks.first and state.step in (0, total) and not run.was_evaluated(state.step)
-    evaluate_first = comm.from_first(unscored)
+    state, evaluate_first = _resume(run, checkpoints, engine, total)
     callbacks = build_callbacks(run.path, job.model_dump(mode="json"), total, state.step) if ranks.first else []
     parts = Parts(
         engine=engine,
@@ -94,6 +83,28 @@ def train(run: RunFolder, ranks: Ranks, stopping: Callable[[], bool] = lambda: F
     finally:
         _close(callbacks)
     _export(run, job, (scorer, engine), environment, ranks)
+
+
+def _probe(engine: TrainEngine, scorer: CausalScorer, *, packing: bool) -> None:
+    """Nothing, or UserError where the engine's scores are not the model's, or packed sequences see each other."""
+    engine.train(False)  # dropout would move the scores that are compared
+    check_scores(engine, scorer)
+    if packing:
+        check_isolation(engine, scorer.vocabulary)
+    engine.train(True)
+
+
+def _resume(run: RunFolder, checkpoints: Checkpoints, engine: TrainEngine, total: int) -> tuple[TrainState, bool]:
+    """Where the run goes on, with metrics.jsonl wound back to there; and whether that step is still to be evaluated."""
+    state = checkpoints.resume(engine)
+    if state.step > total:
+        what = f"the run has done {state.step} steps, duration asks for {total}"
+        raise UserError(what, "duration", "ask for more, or begin anew with --fresh")
+    if checkpoints.first:
+        run.rewind(state.step)
+    # the first attempt, or one that was stopped before its last evaluation was written down
+    unscored = checkpoints.first and state.step in (0, total) and not run.was_evaluated(state.step)
+    return state, comm.from_first(unscored)
 
 
 def check_device(device: torch.device, gpus: Sequence[Any]) -> None:

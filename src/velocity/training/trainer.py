@@ -83,12 +83,8 @@ class Trainer:
 
     def step(self) -> None:
         """One optimizer step: the gradient of the global batch's summed loss over its units."""
-        started, number, engine, objective = (
-            time.perf_counter(),
-            self.state.step,
-            self.parts.engine,
-            self.parts.objective,
-        )
+        started, number = time.perf_counter(), self.state.step
+        engine, objective = self.parts.engine, self.parts.objective
         self.parts.seed(number)
         micro_batches = self.parts.micro_batches(number)
         units, tokens = self._agree(micro_batches)

@@ -7,7 +7,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -16,8 +17,12 @@ import typer
 from velocity.errors import InterruptedRun, JobError, UserError, VelocityError, from_system
 
 if TYPE_CHECKING:
-    from velocity.config.job import LoadedJob
+    from typing import TypeAlias
+
+    from velocity.config.job import Job, LoadedJob
     from velocity.training.run_folder import RunFolder
+
+    Resolved: TypeAlias = tuple[LoadedJob, Path, dict[str, Any]]  # the job, its model's folder, this machine
 
 app = typer.Typer(
     help="Turn a stock language model into a domain expert: one YAML job file, one command, on DeepSpeed.",
@@ -40,14 +45,18 @@ def run(
 ) -> None:
     """Train: run job files in order. A finished one is skipped, a stopped one goes on."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a KeyboardInterrupt
-    for loaded in _load(jobs, processes):
-        if dry_run:
-            _print_dry(loaded)
-        else:
-            try:
-                _run_one(loaded, fresh=fresh)
-            except KeyboardInterrupt:  # while inputs are prepared; a run that has begun ends by itself, and saves
-                raise InterruptedRun("stopped before the first step", fix="run the same command to go on") from None
+    loaded_jobs = _load(jobs, processes)
+    if dry_run:
+        for resolved, _, _ in map(_resolve_ahead, _with_earlier(loaded_jobs)):
+            _print_dry(resolved)
+        return
+    try:
+        if len(loaded_jobs) > 1:
+            _check_ahead(loaded_jobs, fresh=fresh)
+        for loaded in loaded_jobs:
+            _run_one(loaded, fresh=fresh)
+    except KeyboardInterrupt:  # while inputs are prepared; a run that has begun ends by itself, and saves
+        raise InterruptedRun("stopped before the first step", fix="run the same command to go on") from None
 
 
 @app.command()
@@ -56,8 +65,7 @@ def check(jobs: Jobs, processes: Processes = None, as_json: AsJson = False) -> N
     loaded_jobs = _load(jobs, processes)  # first: a wrong job file is refused before torch is imported
     from velocity.training.check import check_job, print_check
 
-    for loaded in loaded_jobs:
-        resolved, model_folder, _ = _resolve(loaded, weights=False)
+    for resolved, model_folder, _ in map(_resolve_ahead, _with_earlier(loaded_jobs)):
         found = check_job(resolved, model_folder, _report())
         if as_json:
             print(json.dumps(found.describe()))
@@ -98,24 +106,48 @@ def _load(arguments: list[str], processes: int | None) -> list[LoadedJob]:
     return [load_job(Path(file), overrides) for file in files]
 
 
-def _resolve(loaded: LoadedJob, *, weights: bool = True) -> tuple[LoadedJob, Path, dict[str, Any]]:
-    """The job without any `auto`, its model's folder (`weights`: those of a hub model, too), and this machine."""
+def _with_earlier(loaded_jobs: list[LoadedJob]) -> Iterator[tuple[LoadedJob, list[Job]]]:
+    """Each job with those that come before it in the same call."""
+    for number, loaded in enumerate(loaded_jobs):
+        yield loaded, [earlier.job for earlier in loaded_jobs[:number]]
+
+
+def _resolve_ahead(of: tuple[LoadedJob, list[Job]]) -> Resolved:
+    """The same as `_resolve` before the earlier jobs have run, and without the weights of a hub model."""
+    from velocity.training.chain import model_ahead
+
+    loaded, earlier = of
+    job, folder = model_ahead(loaded.job, earlier, weights=False)
+    return _resolve(replace(loaded, job=job), folder)
+
+
+def _resolve(loaded: LoadedJob, model_folder: Path | None = None) -> Resolved:
+    """The job without any `auto`, its model's folder, and this machine."""
     from velocity.launch.local import visible_gpus
     from velocity.models.locate import locate
     from velocity.planner.hardware import detect
     from velocity.planner.plan import resolve
 
     hardware = detect(visible_gpus())
-    folder = locate(loaded.job.model, weights=weights)
+    folder = model_folder or locate(loaded.job.model)
     return resolve(loaded, hardware, folder), folder, hardware.describe()
 
 
-def _print_dry(loaded: LoadedJob) -> None:
+def _check_ahead(loaded_jobs: list[LoadedJob], *, fresh: bool) -> None:
+    """Nothing, or UserError for what would end a later job: better now than after the hours of the first one."""
+    from velocity.training.setup import check_startable, prepare_inputs
+
+    for loaded in loaded_jobs:
+        check_startable(loaded, fresh=fresh)
+    for resolved, model_folder, _ in map(_resolve_ahead, _with_earlier(loaded_jobs)):
+        prepare_inputs(resolved.job, model_folder, _report())
+
+
+def _print_dry(resolved: LoadedJob) -> None:
     from velocity.config.resolved import render
     from velocity.launch import local
     from velocity.training.run_folder import RunFolder
 
-    resolved, _, _ = _resolve(loaded, weights=False)
     folder = RunFolder(resolved.job.output)
     print(render(resolved), end="")
     print("#", " ".join(local.render(folder.path, folder.failures, int(resolved.job.launch.processes))))

@@ -138,3 +138,27 @@ def test_a_stopped_run_exits_75_and_goes_on_to_the_same_losses(trained: Path, tm
     assert 0 < len(losses(tmp_path / "stopped")) < 80
     assert velocity("run", jobs["stopped"]).returncode == 0
     assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
+
+
+def test_a_chain_is_checked_whole_before_its_first_job_starts(trained: Path, tmp_path: Path) -> None:
+    prepare_folder(tmp_path)
+    write_jsonl(tmp_path / "bad.jsonl", [{"messages": []}])
+    first = write_job(tmp_path / "first.yaml", output=str(tmp_path / "first"))
+    second = write_job(
+        tmp_path / "second.yaml",
+        model=str(tmp_path / "first"),
+        output=str(tmp_path / "second"),
+        data={"train": str(tmp_path / "bad.jsonl")},
+    )
+    refused = velocity("run", first, second)
+    assert refused.returncode == 2, refused.stderr
+    assert "bad.jsonl:1 field messages" in refused.stderr
+    assert not (tmp_path / "first").exists()
+
+    write_jsonl(tmp_path / "bad.jsonl", ragged_rows(7))
+    checked = velocity("check", first, second)
+    assert checked.returncode == 0, checked.stderr
+    assert checked.stdout.count("the run: 2 steps") == 2
+    done = velocity("run", first, second)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "second" / "model" / "model.safetensors").is_file()

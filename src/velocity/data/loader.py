@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 
@@ -98,7 +99,7 @@ class TrainLoader:
 
     def micro_batches(self, step: int) -> list[Batch]:
         """This rank's part of global batch `step`: the same number of micro-batches on every rank."""
-        return split(self.corpus, self.global_batch(step), self.share)
+        return list(split(self.corpus, self.global_batch(step), self.share))
 
 
 def pack_rows(lengths: Ids, capacity: int | None) -> Groups:
@@ -112,12 +113,32 @@ def eval_rows(corpus: Corpus, capacity: int | None) -> list[Indices]:
     return [rows[row] for row in range(len(rows))]
 
 
-def split(corpus: Corpus, rows: Sequence[Indices], share: Share) -> list[Batch]:
+def split(corpus: Corpus, rows: Sequence[Indices], share: Share) -> MicroBatches:
     """The micro-batches of one rank; rows are dealt out in turn, so that ranks carry the same load."""
     ours = rows[share.rank :: share.world_size]
     count = math.ceil(math.ceil(len(rows) / share.world_size) / share.micro)
-    parts = [ours[i * share.micro : (i + 1) * share.micro] for i in range(count)]
-    return [_collate(corpus, part) for part in parts]
+    return MicroBatches(corpus, [ours[i * share.micro : (i + 1) * share.micro] for i in range(count)])
+
+
+class MicroBatches(Sequence[Batch]):
+    """Micro-batches that are made when they are asked for: a large evaluation set never lies in memory as tensors."""
+
+    def __init__(self, corpus: Corpus, parts: Sequence[Sequence[Indices]]) -> None:
+        self._corpus, self._parts = corpus, parts
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> MicroBatches: ...
+
+    def __getitem__(self, index: int | slice) -> Batch | MicroBatches:
+        if isinstance(index, slice):
+            return MicroBatches(self._corpus, self._parts[index])
+        return _collate(self._corpus, self._parts[index])
 
 
 def _collate(corpus: Corpus, rows: Sequence[Indices]) -> Batch:

@@ -1,0 +1,29 @@
+"""Jobs of one call, of which a later one may start from an earlier one's output, which is not there yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from velocity.config.job import Job
+from velocity.models.locate import locate
+from velocity.training.run_folder import RunFolder
+
+
+def model_ahead(job: Job, earlier: Sequence[Job], *, weights: bool) -> tuple[Job, Path]:
+    """The job, and the folder whose tokenizer and shape its model will have.
+
+    Where `model` is the output of one of the `earlier` jobs, and not there yet, that is the folder which that job
+    starts from, and the job takes over its chat template: a run saves it with its model.
+    """
+    run = RunFolder(job.model.path)
+    for number in reversed(range(len(earlier))):
+        other = earlier[number]
+        if RunFolder(other.output).path.absolute() == run.path.absolute() and not run.model.is_dir():
+            made, folder = model_ahead(other, earlier[:number], weights=weights)
+            return _with_template(job, job.data.chat_template or made.data.chat_template), folder
+    return job, locate(job.model, weights=weights)
+
+
+def _with_template(job: Job, template: str | None) -> Job:
+    return job.model_copy(update={"data": job.data.model_copy(update={"chat_template": template})})

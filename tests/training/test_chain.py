@@ -1,0 +1,53 @@
+"""A job that starts from an earlier job's output is checked with the model that the earlier one starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.making import tiny_model_folder, write_job
+from velocity.config.job import Job, load_job
+from velocity.errors import UserError
+from velocity.training.chain import model_ahead
+
+
+@pytest.fixture(name="folder", scope="module")
+def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chain")
+    tiny_model_folder(folder / "model")
+    return folder
+
+
+def job(folder: Path, name: str, model: Path, **sections: object) -> Job:
+    return load_job(write_job(folder / f"{name}.yaml", model=str(model), output=str(folder / name), **sections)).job
+
+
+def test_the_model_of_a_chain_is_that_of_its_first_job(folder: Path, tmp_path: Path):
+    first = job(tmp_path, "first", folder / "model")
+    second = job(tmp_path, "second", tmp_path / "first")
+    third = job(tmp_path, "third", tmp_path / "second")
+    assert model_ahead(third, [first, second], weights=True) == (third, folder / "model")
+
+
+def test_a_template_that_an_earlier_job_sets_is_saved_with_its_model_and_so_taken_over(folder: Path, tmp_path: Path):
+    first = job(tmp_path, "first", folder / "model", data={"chat_template": "a.jinja"})
+    second = job(tmp_path, "second", tmp_path / "first")
+    own = job(tmp_path, "own", tmp_path / "first", data={"chat_template": "b.jinja"})
+    assert model_ahead(second, [first], weights=True)[0].data.chat_template == "a.jinja"
+    assert model_ahead(own, [first], weights=True)[0].data.chat_template == "b.jinja"
+
+
+def test_an_output_that_is_there_is_taken_as_it_is(folder: Path, tmp_path: Path):
+    first = job(tmp_path, "first", folder / "model", data={"chat_template": "a.jinja"})
+    second = job(tmp_path, "second", tmp_path / "first" / "model")
+    tiny_model_folder(tmp_path / "first" / "model", seed=1)
+    assert model_ahead(second, [first], weights=True) == (second, tmp_path / "first" / "model")
+
+
+def test_a_job_that_comes_before_its_model_is_refused(folder: Path, tmp_path: Path):
+    first = job(tmp_path, "first", folder / "model")
+    second = job(tmp_path, "second", tmp_path / "first")
+    with pytest.raises(UserError, match="no such model folder"):
+        model_ahead(second, [], weights=True)
+    assert model_ahead(first, [second], weights=True)[1] == folder / "model"

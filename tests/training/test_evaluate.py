@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.training.test_trainer import ToyEngine
 from velocity.batch import IGNORED, Batch
 from velocity.objectives.causal_lm import CausalLM
-from velocity.training.evaluate import evaluate
+from velocity.training.evaluate import Stopped, evaluate
 
 
 class NotingEngine(ToyEngine):
@@ -34,7 +34,7 @@ class TwoRanks(NotingEngine):
     """Another rank scored as many labels at twice the loss."""
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
-        return value + value * torch.tensor([2.0, 1.0])
+        return value + value * torch.tensor([2.0, 1.0])[: len(value)]
 
 
 def row(*labels: int) -> Batch:
@@ -63,6 +63,13 @@ def test_dropout_is_off_while_scoring_and_on_again_afterwards():
     engine = NotingEngine()
     evaluate(engine, CausalLM(), {"unseen": [row(1)]})
     assert engine.heard == [False, True]
+
+
+def test_a_stop_leaves_the_evaluation_before_its_next_batch():
+    asked = iter([False, True])
+    with pytest.raises(Stopped):
+        evaluate(NotingEngine(), CausalLM(), {"unseen": [row(1), row(2), row(3)]}, lambda: next(asked))
+    assert next(asked, "spent") == "spent"
 
 
 def test_without_evaluation_sets_there_is_nothing_to_say():

@@ -141,8 +141,18 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_and_name_records(tmp_path: 
     assert "data.jsonl:3" in str(caught.value)
 
 
+def test_a_stop_during_an_evaluation_saves_and_leaves_that_evaluation_out(tmp_path: Path) -> None:
+    # asked before steps 1 to 3 and before the batch of each evaluation: the fifth time is the evaluation behind step 3
+    asked = iter([False] * 4 + [True])
+    trainer, recorder = _trainer(tmp_path, ToyEngine(), stopping=lambda: next(asked))
+    with pytest.raises(InterruptedRun, match="after step 3"):
+        trainer.run()
+    assert [step for step, _ in recorder.evaluations] == [0]
+    assert (tmp_path / "step-00000003" / "COMMITTED").exists()
+
+
 def test_a_stop_saves_before_the_next_step(tmp_path: Path) -> None:
-    asked = iter([False, True])
+    asked = iter([False, False, True])  # at the evaluation before, at the first and at the second step
     trainer, recorder = _trainer(tmp_path, ToyEngine(), stopping=lambda: next(asked))
     with pytest.raises(InterruptedRun, match="after step 1"):
         trainer.run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from velocity.errors import InterruptedRun, JobError
 from velocity.objectives.objective import LossOutput, Objective
 from velocity.training.callbacks.callback import Callback
 from velocity.training.checkpoint import Checkpoints, TrainState
-from velocity.training.evaluate import EvalSets, evaluate
+from velocity.training.evaluate import EvalSets, Stopped, evaluate
 from velocity.training.schedule import learning_rate
 
 
@@ -112,11 +112,12 @@ class Trainer:
         ]
         units, tokens, stopping = self.parts.engine.sum_over_ranks(torch.tensor(ours)).tolist()
         if stopping:
-            self.parts.checkpoints.save(self.parts.engine, self.state)
-            raise InterruptedRun(
-                f"stopped after step {self.state.step}, and saved", fix="run the same command to go on"
-            )
+            self._stop()
         return max(units, 1), tokens
+
+    def _stop(self) -> NoReturn:
+        self.parts.checkpoints.save(self.parts.engine, self.state)
+        raise InterruptedRun(f"stopped after step {self.state.step}, and saved", fix="run the same command to go on")
 
     def _count(self, stats: StepStats) -> None:
         self.state.step += 1
@@ -135,7 +136,10 @@ class Trainer:
     def _evaluate(self) -> None:
         if self.parts.eval_sets:
             self._tell(lambda callback: callback.on_phase("evaluating"))
-        results = evaluate(self.parts.engine, self.parts.objective, self.parts.eval_sets)
+        try:
+            results = evaluate(self.parts.engine, self.parts.objective, self.parts.eval_sets, self.parts.stopping)
+        except Stopped:
+            self._stop()
         if results:
             self._tell(lambda callback: callback.on_eval(self.state.step, results))
 

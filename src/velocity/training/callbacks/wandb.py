@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ class WandB:
     def __init__(self, folder: Path, job: Mapping[str, Any]) -> None:
         note = folder / "wandb-id.txt"  # of this folder alone: other clones have runs of the same name
         if not note.is_file():
-            write_atomically(note, wandb.util.generate_id())
+            write_atomically(note, uuid.uuid4().hex)
         self.run = wandb.init(
             project="velocity", name=folder.name, id=note.read_text(), resume="allow", dir=str(folder), config=dict(job)
         )

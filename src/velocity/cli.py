@@ -63,10 +63,12 @@ def run(
 def check(jobs: Jobs, processes: Processes = None, as_json: AsJson = False) -> None:
     """Say everything that can be known without loading weights: settings, data, masks."""
     loaded_jobs = _load(jobs, processes)  # first: a wrong job file is refused before torch is imported
+    from velocity.config.job import placed
     from velocity.training.check import check_job, print_check
 
     for resolved, model_folder, _ in map(_resolve_ahead, _with_earlier(loaded_jobs)):
-        found = check_job(resolved, model_folder, _report())
+        with placed(resolved.origins):
+            found = check_job(resolved, model_folder, _report())
         if as_json:
             print(json.dumps(found.describe()))
         else:
@@ -114,33 +116,40 @@ def _with_earlier(loaded_jobs: list[LoadedJob]) -> Iterator[tuple[LoadedJob, lis
 
 def _resolve_ahead(of: tuple[LoadedJob, list[Job]]) -> Resolved:
     """The same as `_resolve` before the earlier jobs have run, and without the weights of a hub model."""
+    from velocity.config.job import placed
     from velocity.training.chain import model_ahead
 
     loaded, earlier = of
-    job, folder = model_ahead(loaded.job, earlier, weights=False)
+    with placed(loaded.origins):
+        job, folder = model_ahead(loaded.job, earlier, weights=False)
     return _resolve(replace(loaded, job=job), folder)
 
 
 def _resolve(loaded: LoadedJob, model_folder: Path | None = None) -> Resolved:
     """The job without any `auto`, its model's folder, and this machine."""
+    from velocity.config.job import placed
     from velocity.launch.local import visible_gpus
     from velocity.models.locate import locate
     from velocity.planner.hardware import detect
     from velocity.planner.plan import resolve
 
     hardware = detect(visible_gpus())
-    folder = model_folder or locate(loaded.job.model)
-    return resolve(loaded, hardware, folder), folder, hardware.describe()
+    with placed(loaded.origins):
+        folder = model_folder or locate(loaded.job.model)
+        return resolve(loaded, hardware, folder), folder, hardware.describe()
 
 
 def _check_ahead(loaded_jobs: list[LoadedJob], *, fresh: bool) -> None:
     """Nothing, or UserError for what would end a later job: better now than after the hours of the first one."""
+    from velocity.config.job import placed
     from velocity.training.setup import check_startable, prepare_inputs
 
     for loaded in loaded_jobs:
-        check_startable(loaded, fresh=fresh)
+        with placed(loaded.origins):
+            check_startable(loaded, fresh=fresh)
     for resolved, model_folder, _ in map(_resolve_ahead, _with_earlier(loaded_jobs)):
-        prepare_inputs(resolved.job, model_folder, _report())
+        with placed(resolved.origins):
+            prepare_inputs(resolved.job, model_folder, _report())
 
 
 def _print_dry(resolved: LoadedJob) -> None:
@@ -154,14 +163,16 @@ def _print_dry(resolved: LoadedJob) -> None:
 
 
 def _run_one(loaded: LoadedJob, *, fresh: bool) -> None:
+    from velocity.config.job import placed
     from velocity.launch import local
     from velocity.training.run_folder import RunFolder
     from velocity.training.setup import check_startable, claim, is_complete, prepare_inputs
 
     resolved, model_folder, hardware = _resolve(loaded)
     with RunFolder(resolved.job.output).owned():
-        check_startable(resolved, fresh=fresh)
-        inputs = prepare_inputs(resolved.job, model_folder, _report())
+        with placed(resolved.origins):
+            check_startable(resolved, fresh=fresh)
+            inputs = prepare_inputs(resolved.job, model_folder, _report())
         if is_complete(resolved, inputs) and not fresh:
             _say(f"{resolved.job.output} is complete: the same job with the same inputs; nothing to do")
             return
@@ -238,7 +249,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if DEBUG:
             raise
         shown = _shown(error)
-        _say(f"error: {shown}")
+        for problem in shown.problems:
+            _say(f"error: {problem}")
         sys.exit(shown.exit_status)
     sys.exit(0)
 

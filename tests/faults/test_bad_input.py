@@ -103,10 +103,11 @@ CASES = {
         overrides=("data.trian=x.jsonl",)),
     "an override that is not YAML": Bad("the value of 'seed' is not valid YAML", "command line", "quote it",
         overrides=("seed=[1",)),
-    "fp16 without a GPU": Bad("precision fp16 needs a GPU", "strategy.precision", "use auto, bf16 or fp32",
+    "fp16 without a GPU": Bad("precision fp16 needs a GPU", "command line strategy.precision", "use auto, bf16 or fp32",
         overrides=("strategy.precision=fp16",)),
     # the model
-    "no model": Bad("no such model folder: {here}/model", "model", "give a folder, a run's output, or a hub id",
+    "no model": Bad("no such model folder: {here}/model", "{here}/job.yaml:{line[model]} model",
+        "give a folder, a run's output, or a hub id",
         damage=lambda here: shutil.rmtree(here / "model")),
     "a model without weights": Bad("the model folder has no weights", "{here}/model", "it needs model.safetensors.*",
         damage=lambda here: (here / "model" / "model.safetensors").unlink()),
@@ -121,7 +122,8 @@ CASES = {
         job={"data": {"chat_template": "bad.jinja"}},
         damage=lambda here: (here / "bad.jinja").write_text("{% for message in messages %}\n{{ message[ }}\n")),
     # the data
-    "no data file": Bad("no such file or folder: {here}/absent.jsonl", "data", "check the path",
+    "no data file": Bad("no such file or folder: {here}/absent.jsonl", "{here}/job.yaml:{line[train]} data.train",
+        "check the path",
         job={"data": {"train": "absent.jsonl"}}),
     "an empty data set": Bad("no record to train on: the data set is empty", "{here}/train.jsonl", "check the path",
         data=""),
@@ -152,7 +154,8 @@ CASES = {
 for tracker in ("wandb", "mlflow"):
     if not importlib.util.find_spec(tracker):
         CASES["a tracker that is not installed"] = Bad(
-            f"tracking: {tracker} is not installed", "tracking", "pip install 'ProfoundVelocity.tracking.'",
+            f"tracking: {tracker} is not installed", "command line tracking",
+            "pip install 'ProfoundVelocity.tracking.'",
             overrides=(f"tracking={tracker}",),
         )  # fmt: skip
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ from velocity.config.sections import (
     path_to_mapping,
 )
 from velocity.config.strategy import StrategyConfig
+from velocity.errors import UserError
 
 # What Velocity decides itself, and the job-file key that says it.
 DECIDED = {
@@ -97,6 +99,23 @@ class LoadedJob:
     job: Job
     origins: dict[str, str]
     path: Path
+
+
+@contextmanager
+def placed(origins: Mapping[str, str]) -> Iterator[None]:
+    """A UserError from inside that names a key of the job also says where that key was written."""
+    try:
+        yield
+    except UserError as error:
+        problems = [replace(problem, where=_place(problem.where, origins)) for problem in error.problems]
+        raise UserError(problems) from None
+
+
+def _place(key: str, origins: Mapping[str, str]) -> str:
+    """`job.yaml:4 data.train` for a key that was written; what it is where it is no key, or has its default."""
+    inside = (origins[name] for name in origins if name == key or name.startswith(f"{key}."))
+    written = next((origin for origin in inside if origin != "default" and not origin.startswith("planner")), None)
+    return f"{written} {key}" if written else key
 
 
 def load_job(path: Path, overrides: Sequence[str] = ()) -> LoadedJob:

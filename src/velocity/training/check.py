@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -77,9 +78,9 @@ def print_check(found: CheckReport) -> None:
     """The report for a person, on standard output."""
     console = Console(highlight=False, soft_wrap=True)
     job = found.job.job
-    table = Table(title=f"{job.task}: data in tokens of {job.model.path}")
+    table = Table(title=f"{job.task}: data in tokens of {job.model.path}", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in ("set", "records", "left out", "cut", "sequences", "tokens", "trained on", "rows", "filled"):
-        table.add_column(name, justify="left" if name == "set" else "right")
+        table.add_column(name, justify="left" if name == "set" else "right", no_wrap=True)
     for name, report in found.sets.items():
         c = report.counts
         table.add_row(

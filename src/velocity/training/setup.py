@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from velocity import __version__
 from velocity.config.job import Job, LoadedJob
 from velocity.config.resolved import differences, is_resolved, read_resolved, render
+from velocity.config.sections import SourceConfig
 from velocity.data.fingerprint import digest
 from velocity.data.prepare import Preparation
 from velocity.data.store import SequenceStore
@@ -45,12 +46,25 @@ def prepare_inputs(job: Job, model_folder: Path, report: Callable[[str], None]) 
     """Every source tokenised, or found in the cache; UserError for the first input that is wrong."""
     check_vocabulary(model_folder)
     preparation = Preparation(job, model_folder, report)
-    train = [preparation.source(source) for source in job.data.train]
-    evals = {name: [preparation.source(source) for source in sources] for name, sources in job.data.eval.items()}
+    train = _stores(preparation, "data.train", job.data.train)
+    evals = {name: _stores(preparation, f"data.eval.{name}", sources) for name, sources in job.data.eval.items()}
     stores = [*train, *(store for group in evals.values() for store in group)]
     # Not the stores' keys: those change with Velocity's own code, which makes no other job.
     content = [preparation.tokenizer_hash, [store.stats["hashes"] for store in stores]]
     return Inputs(train, evals, model_folder, digest([_model_hash(model_folder), content]))
+
+
+def _stores(preparation: Preparation, key: str, sources: Sequence[SourceConfig]) -> list[SequenceStore]:
+    """The sources' stores; a UserError that says no more than `data` names the key of the source."""
+    stores = []
+    for number, source in enumerate(sources):
+        try:
+            stores.append(preparation.source(source))
+        except UserError as error:
+            place = key if len(sources) == 1 else f"{key}.{number}"
+            problems = [replace(one, where=place if one.where == "data" else one.where) for one in error.problems]
+            raise UserError(problems) from None
+    return stores
 
 
 def check_vocabulary(model_folder: Path) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -78,7 +77,8 @@ def print_check(found: CheckReport) -> None:
     """The report for a person, on standard output."""
     console = Console(highlight=False, soft_wrap=True)
     job = found.job.job
-    table = Table(title=f"{job.task}: data in tokens of {job.model.path}", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    console.print(f"{job.task}: data in tokens of {job.model.path}\n")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))  # as narrow as 80 columns
     for name in ("set", "records", "left out", "cut", "sequences", "tokens", "trained on", "rows", "filled"):
         table.add_column(name, justify="left" if name == "set" else "right", no_wrap=True)
     for name, report in found.sets.items():

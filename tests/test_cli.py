@@ -17,8 +17,6 @@ from tests.making import write_job, write_jsonl
 from velocity import cli
 from velocity.config.job import Job, load_job
 from velocity.config.resolved import render
-from velocity.distributed import failure
-from velocity.errors import InterruptedRun, JobError
 from velocity.training.run_folder import RunFolder
 
 HEAVY = {"torch", "transformers", "deepspeed", "datasets"}
@@ -152,49 +150,6 @@ def test_show_of_a_folder_that_is_no_run_is_refused(tmp_path: Path):
     done = velocity("show", tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: not a run folder: it has no job.yaml")
-
-
-@pytest.fixture(name="run")
-def _run(tmp_path: Path) -> RunFolder:
-    return make_run(tmp_path)
-
-
-def test_a_complete_run_ends_well(run: RunFolder, capsys: pytest.CaptureFixture[str]):
-    run.set_status("complete")
-    cli._conclude(run, 0)
-    assert capsys.readouterr().err == f"done: {run.model}\n"
-
-
-def test_a_run_that_was_stopped_is_interrupted_not_failed(run: RunFolder):
-    run.set_status("interrupted", why="stopped after step 3, and saved")
-    with pytest.raises(InterruptedRun, match="stopped after step 3"):
-        cli._conclude(run, 75)
-    assert run.status()["state"] == "interrupted"
-
-
-@pytest.mark.parametrize("status", [1, 2])
-def test_a_run_that_failed_has_the_cause_and_the_exit_status_of_the_rank_that_knew(run: RunFolder, status: int):
-    run.set_status("running")
-    failure.record(run.failures, 1, "the gradient was not finite\n  where: rank 1", exit_status=status)
-    with pytest.raises(JobError, match="the gradient was not finite") as caught:
-        cli._conclude(run, status)
-    assert caught.value.exit_status == status
-    assert run.status()["state"] == "failed"
-    assert len(str(caught.value).splitlines()) <= 3
-
-
-def test_a_run_that_ended_without_a_word_says_so(run: RunFolder):
-    run.set_status("running")
-    with pytest.raises(JobError, match="no rank could say why") as caught:
-        cli._conclude(run, 9)
-    assert caught.value.exit_status == 1
-    assert run.status()["state"] == "failed"
-
-
-def test_a_run_that_is_over_without_being_complete_is_not_taken_for_done(run: RunFolder):
-    run.set_status("running")
-    with pytest.raises(JobError):
-        cli._conclude(run, 0)
 
 
 def failing(error: Exception) -> Any:

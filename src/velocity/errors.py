@@ -29,6 +29,7 @@ class VelocityError(Exception):
     """An error that is shown to the user without a traceback; `exit_status` becomes the command's."""
 
     exit_status = 1
+    trace = ""  # of the process where it happened, if that is another one
 
     def __init__(self, what: str | Sequence[Problem], where: str = "", fix: str = "") -> None:
         self.problems = (Problem(what, where, fix),) if isinstance(what, str) else tuple(what)

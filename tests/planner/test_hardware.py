@@ -102,3 +102,11 @@ def test_a_container_has_the_memory_that_it_may_use(no_gpu: Path, tmp_path: Path
     (tmp_path / "memory.max").write_text(f"{2 * 1024**3}\n")
     monkeypatch.setattr("velocity.planner.hardware.CONTAINER_LIMIT", tmp_path / "memory.max")
     assert detect().memory_gib == 2.0
+
+
+def test_a_gpu_whose_memory_the_driver_does_not_tell_shares_the_machines(no_gpu: Path):
+    put_nvidia_smi(no_gpu, "0, GPU-5a, NVIDIA GB10, [N/A], 12.1\\n")
+    found = detect()
+    [(name, memory_gib, capability)] = found.gpus
+    assert (name, capability) == ("NVIDIA GB10", 12.1)
+    assert memory_gib == pytest.approx(found.memory_gib, abs=0.06)

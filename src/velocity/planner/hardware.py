@@ -41,7 +41,7 @@ def detect(visible: Sequence[str] | None = None) -> Hardware:
     cores = max(1, min(cores, int(_container_cores())))
     memory_gib = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _container_bytes()) / GIB
     bf16 = any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16 "))
-    return Hardware(cores, round(memory_gib, 1), bf16, _gpus(visible))
+    return Hardware(cores, round(memory_gib, 1), bf16, _gpus(visible, memory_gib))
 
 
 def _container_bytes() -> float:
@@ -56,14 +56,15 @@ def _container_cores() -> float:
     return int(words[0]) / int(words[1]) if words[0].isdigit() else 1e9
 
 
-def _gpus(visible: Sequence[str] | None) -> tuple[tuple[str, float, float], ...]:
+def _gpus(visible: Sequence[str] | None, machine_gib: float) -> tuple[tuple[str, float, float], ...]:
+    """Name, memory and capability; where the driver tells no memory, the GPU shares the machine's."""
     if not shutil.which("nvidia-smi"):
         return ()
     query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
     answer = subprocess.run(query, capture_output=True, text=True, check=False)
     rows = [line.split(", ") for line in answer.stdout.splitlines() if answer.returncode == 0]
     seen = [
-        (name, float(mebibytes) / 1024, float(capability))
+        (name, float(mebibytes) / 1024 if mebibytes.isdigit() else machine_gib, float(capability))
         for index, uuid, name, mebibytes, capability in rows
         if visible is None or any(index == one or (one and uuid.startswith(one)) for one in visible)
     ]

@@ -50,3 +50,9 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
     with whole_folder(tmp_path / "a[1]"):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a1.77.tmp", "a[1]", "other"]
+
+
+def test_an_error_of_a_write_names_the_file_though_the_system_does_not(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, whole_folder(tmp_path / "a"):
+        raise OSError(28, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "a")

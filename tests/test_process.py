@@ -8,12 +8,9 @@ import subprocess
 import sys
 import time
 
-import pytest
-
 from tests.commands import processes_naming
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="not Linux")
 def test_a_process_dies_with_its_parent():
     mark = f"orphan-{os.getpid()}"
     child = (

@@ -122,7 +122,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:
         shown = _shown(error)
         if debug:
-            print(shown.trace, file=sys.stderr)
+            if shown.trace:
+                print(shown.trace, file=sys.stderr)
             raise
         for problem in shown.problems:
             say(f"error: {problem}")

@@ -18,6 +18,8 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         sync(temporary)
         temporary.replace(path)
+    except OSError as error:
+        raise located(error, path) from None
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)

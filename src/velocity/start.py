@@ -31,7 +31,6 @@ def with_earlier(loaded_jobs: Sequence[LoadedJob]) -> Iterator[tuple[LoadedJob, 
 
 def resolve_ahead(of: tuple[LoadedJob, list[Job]]) -> Resolved:
     """The same as `resolve` before the earlier jobs have run, and without the weights of a hub model."""
-
     loaded, earlier = of
     with placed(loaded.origins):
         job, folder = model_ahead(loaded.job, earlier, weights=False)
@@ -40,7 +39,6 @@ def resolve_ahead(of: tuple[LoadedJob, list[Job]]) -> Resolved:
 
 def resolve(loaded: LoadedJob, model_folder: Path | None = None) -> Resolved:
     """The job without any `auto`, its model's folder, and this machine."""
-
     hardware = detect(local.visible_gpus())
     with placed(loaded.origins):
         folder = model_folder or locate(loaded.job.model)
@@ -49,7 +47,6 @@ def resolve(loaded: LoadedJob, model_folder: Path | None = None) -> Resolved:
 
 def check_ahead(loaded_jobs: Sequence[LoadedJob], *, fresh: bool) -> None:
     """Nothing, or UserError for what would end a later job: better now than after the hours of the first one."""
-
     for loaded in loaded_jobs:
         with placed(loaded.origins):
             check_startable(loaded, fresh=fresh)
@@ -60,7 +57,6 @@ def check_ahead(loaded_jobs: Sequence[LoadedJob], *, fresh: bool) -> None:
 
 def run_one(loaded: LoadedJob, *, fresh: bool) -> None:
     """The job is done: a rank a process trained it. Nothing happens where it was done before."""
-
     resolved, model_folder, hardware = resolve(loaded)
     with RunFolder(resolved.job.output).owned():
         with placed(resolved.origins):
@@ -79,7 +75,6 @@ def run_one(loaded: LoadedJob, *, fresh: bool) -> None:
 
 def conclude(folder: RunFolder, exit_status: int) -> None:
     """Nothing where the run is complete; else the error that says why not."""
-
     status = folder.status()
     if exit_status == 0 and status["state"] == "complete":
         say(f"done: {folder.model}")

@@ -240,3 +240,13 @@ def test_weights_that_lie_beside_those_of_the_index_are_not_counted(tmp_path: Pa
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     found = model_size(folder)
     assert found is not None and found.parameters == 1000
+
+
+def test_a_hubs_model_whose_shards_are_not_fetched_is_as_large_as_its_index_says(tmp_path: Path):
+    folder = put_model(tmp_path / "model", 1000)
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {"total_size": 4000}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert model_size(folder) == ModelSize(2000, 30, 576)  # 4000 bytes at 2 each
+    (folder / "model.safetensors.index.json").write_text(json.dumps({**index, "metadata": {}}))
+    assert model_size(folder) is None

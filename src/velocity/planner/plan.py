@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 from velocity.config.job import Job, LoadedJob
 from velocity.config.strategy import StrategyConfig
 from velocity.errors import UserError
+from velocity.models.locate import weight_files
 from velocity.planner.hardware import GIB, Hardware
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -33,23 +34,26 @@ class ModelSize:
 
 def model_size(folder: Path) -> ModelSize | None:
     """Read from config.json and the weights' file sizes; None where the folder has neither (a hub id not fetched)."""
-    files = _weight_files(folder)
-    if not (folder / "config.json").is_file() or not files:
+    size_bytes = _weight_bytes(folder)
+    if not (folder / "config.json").is_file() or size_bytes is None:
         return None
     config = json.loads((folder / "config.json").read_text())
     config = config.get("text_config", config)
     stored = 4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2
-    parameters = sum(file.stat().st_size for file in files) // stored
+    parameters = size_bytes // stored
     layers, hidden = (next((config[name] for name in names if name in config), 1) for names in (LAYERS, HIDDEN))
     return ModelSize(parameters, layers, hidden)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """Those of the index, where there is one: some folders hold the weights a second time, for other programs."""
+def _weight_bytes(folder: Path) -> int | None:
+    """Of the files that transformers loads; where a hub's shards are not fetched, what their index says."""
+    names = weight_files(folder)
+    if names and all((folder / name).is_file() for name in names):
+        return sum((folder / name).stat().st_size for name in names)
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return list(folder.glob("model.safetensors"))
-    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    metadata = json.loads(index.read_text()).get("metadata", {}) if index.is_file() else {}
+    total: int | None = metadata.get("total_size")
+    return total
 
 
 def resolve(loaded: LoadedJob, hardware: Hardware, model_folder: Path) -> LoadedJob:

@@ -7,7 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +24,8 @@ BLOCK = re.compile(r"(<!-- (options|decided|free) -->\n).*?(<!-- /\2 -->)", re.D
 MEANINGS = {
     "seed": "decides the order of the data, and dropout",
     "tracking": "where the numbers go besides metrics.jsonl",
+    "adapter.kind": "LoRA (arXiv 2106.09685), rank-stabilised LoRA (2312.03732) or DoRA (2402.09353)",
+    "preference.kind": "the objective; the tables below have the options of each",
     "optimizer.kind": "AdamW (arXiv 1711.05101), or plain gradient descent",
     "optimizer.betas": "decay of the first and of the second moment",
     "optimizer.epsilon": "added to the root of the second moment",
@@ -39,17 +41,26 @@ WORDS = {int: "whole number", float: "number", str: "text", bool: "`true`, `fals
 
 @dataclass(frozen=True)
 class Option:
-    """One option; `names` are all places where it stands."""
+    """One option; `names` are all places where it stands, `variant` what it belongs to where a section has several."""
 
     names: tuple[str, ...]
     values: str
     default: str
     meaning: str
+    variant: type[Config] | None = None
 
     @property
     def section(self) -> str:
         """The part of the job file that it belongs to; empty for the job itself."""
         return self.names[0].rpartition(".")[0].partition(".")[0]
+
+    @property
+    def heading(self) -> str:
+        """The heading of the table that it stands in."""
+        if self.variant is None:
+            return f"### {self.section or 'The job itself'}\n"
+        about = " ".join(str(self.variant.__doc__).split())
+        return f"#### {self.section}, `kind: {_kind(self.variant)}`\n{about}\n\n"
 
     def row(self) -> str:
         """A line of the table."""
@@ -83,6 +94,31 @@ def _models(kind: Any) -> tuple[type[Config], ...]:
 
 
 def _options(models: Sequence[type[Config]], paths: Sequence[str]) -> Iterator[Option]:
+    """Those of a section; where its kinds mean different things by one name, each kind has its own."""
+    if all(len(meanings) == 1 for meanings in _meanings(models).values()):
+        yield from _merged(models, paths)
+        return
+    yield from (option for option in _merged(models, paths) if option.names[0].endswith(".kind"))
+    for model in models:
+        own = (option for option in _merged([model], paths) if not option.names[0].endswith(".kind"))
+        yield from (replace(option, variant=model) for option in own)
+
+
+def _meanings(models: Sequence[type[Config]]) -> dict[str, set[tuple[str, str]]]:
+    """What default and which description each field has, over all of the models."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    for model in models:
+        for name, info in model.model_fields.items():
+            if name != "kind":
+                found.setdefault(name, set()).add((str(info.default), info.description or ""))
+    return found
+
+
+def _kind(model: type[Config]) -> str:
+    return str(model.model_fields["kind"].default)
+
+
+def _merged(models: Sequence[type[Config]], paths: Sequence[str]) -> Iterator[Option]:
     for name in dict.fromkeys(name for model in models for name in model.model_fields):
         having = [model for model in models if name in model.model_fields]
         infos = [model.model_fields[name] for model in having]
@@ -92,7 +128,7 @@ def _options(models: Sequence[type[Config]], paths: Sequence[str]) -> Iterator[O
         values = dict.fromkeys(say(info.annotation, info.metadata) for info in infos)
         meaning = infos[0].description or MEANINGS.get(names[0], "")
         if len(having) < len(models):
-            meaning += f" (`{having[0].model_fields['kind'].default}` alone)"
+            meaning += f" ({', '.join(f'`{_kind(model)}`' for model in having)} alone)"
         yield Option(names, ", ".join(values), _default(infos[0].default), meaning.replace("|", "\\|"))
 
 
@@ -128,12 +164,12 @@ def _default(value: Any) -> str:
 
 
 def tables() -> str:
-    """One table a section of the job file."""
+    """One table a section of the job file, or a kind of it."""
     rows: dict[str, str] = {}
     for option in options():
-        rows[option.section] = rows.get(option.section, "") + option.row()
+        rows[option.heading] = rows.get(option.heading, "") + option.row()
     head = "| option | values | default | meaning |\n|---|---|---|---|\n"
-    return "\n".join(f"### {name or 'The job itself'}\n{head}{lines}" for name, lines in rows.items())
+    return "\n".join(f"{heading}{head}{lines}" for heading, lines in rows.items())
 
 
 def decided() -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import pytest
+import torch
 
 from tests.making import chat, job_data, tiny_model_folder, write_jsonl
 from velocity.config.job import Job
-from velocity.data.loader import Corpus, Share, TrainLoader
+from velocity.data.corpus import Corpus
+from velocity.data.loader import Share, TrainLoader
 from velocity.data.prepare import Preparation
 from velocity.distributed.comm import Ranks
 from velocity.distributed.deepspeed_engine import DeepSpeedEngine
@@ -17,12 +22,15 @@ from velocity.distributed.engine import TrainEngine
 from velocity.distributed.torch_engine import TorchEngine
 from velocity.models.load import load_model
 from velocity.models.scorer import CausalScorer
+from velocity.objectives.answers import Reference, cached_reference
 from velocity.objectives.build import build_objective
+from velocity.training.build import Built, build_engine, build_reference
 from velocity.training.checkpoint import Checkpoints, TrainState
 from velocity.training.optimizer import build_optimizer
-from velocity.training.run import build_engine
 from velocity.training.trainer import Parts, Plan, Trainer
 
+TOLERANCE = 1e-5
+Steps: TypeAlias = list[tuple[float, float]]  # loss and gradient norm
 WORDS = [
     "check",
     "the",
@@ -103,31 +111,76 @@ def plain_engine(job: Job) -> TorchEngine:
     """The reference engine of a job."""
     model = load_model(Path(job.model.path), job.model, "fp32")
     assert isinstance(job.batch.micro, int)
-    scorer = CausalScorer(model, job.batch.micro * job.data.sequence_length)
+    scorer = CausalScorer(model, job.batch.micro * job.row_tokens)
     return TorchEngine(scorer, build_optimizer(scorer, job.optimizer), job.optimizer.gradient_clipping)
 
 
 def deepspeed_engine(job: Job, ranks: Ranks) -> DeepSpeedEngine:
     """The engine that `velocity run` builds for a job."""
-    return build_engine(job, Path(job.model.path), deepspeed_config(job, ranks.world_size), ranks)[1]
+    return built_on(job, ranks).engine
 
 
-def take_steps(job: Job, engine: TrainEngine, ranks: Ranks, steps: int = 6) -> list[tuple[float, float]]:
+def built_on(job: Job, ranks: Ranks) -> Built:
+    """Model, scorer and engine as `velocity run` builds them."""
+    return build_engine(job, Path(job.model.path), deepspeed_config(job, ranks.world_size), ranks)
+
+
+def take_steps(job: Job, engine: TrainEngine, ranks: Ranks, steps: int = 6) -> Steps:
     """(loss, gradient norm) of the first steps, by the trainer itself."""
     recorder = Recorder()
-    parts = parts_of(job, engine, ranks, recorder)
+    return _take(parts_of(job, engine, ranks, recorder), recorder, steps)
+
+
+def _take(parts: Parts, recorder: Recorder, steps: int) -> Steps:
     trainer = Trainer(parts, Plan(steps, eval_every=10**9, checkpoint_every=10**9), TrainState())
     for _ in range(steps):
         trainer.step()
     return [(line["loss"], line["grad_norm"]) for line in recorder.lines]
 
 
-def parts_of(job: Job, engine: TrainEngine, ranks: Ranks, recorder: Recorder) -> Parts:
+def steps_on(ranks: Ranks, folder: Path, changes: Mapping[str, Any]) -> Steps:
+    """The first steps of the job of a prepared folder, on one of a pool's ranks."""
+    job = make_job(folder, changes)
+    engine = deepspeed_engine(job, ranks)
+    steps = take_steps(job, engine, ranks)
+    engine.engine.destroy()
+    return steps
+
+
+def preference_steps(ranks: Ranks, folder: Path, changes: Mapping[str, Any]) -> Steps:
+    """The same of a preference job, its reference scored anew; in plain PyTorch where there is no pool."""
+    job, pooled = make_job(folder, changes), torch.distributed.is_initialized()
+    engine: Any = None if pooled else plain_engine(job)
+    built = built_on(job, ranks) if pooled else Built(engine.scorer, engine, None)
+    loader, recorder = loader_of(job, ranks), Recorder()
+    environment = {"model_content": uuid.uuid4().hex, "model_folder": job.model.path}
+    reference = build_reference(job, built, environment, [(loader.corpus, loader.seen(6))], ranks, lambda: False)
+    steps = _take(parts_of(job, built.engine, ranks, recorder, loader, reference), recorder, 6)
+    if pooled:
+        built.engine.engine.destroy()
+    return steps
+
+
+def assert_same(steps: Steps, reference: Steps) -> None:
+    """Losses and gradient norms are equal to 1e-5."""
+    for number, (one, other) in enumerate(zip(steps, reference, strict=True)):
+        assert one[0] == pytest.approx(other[0], rel=TOLERANCE, abs=TOLERANCE), f"loss of step {number}"
+        assert one[1] == pytest.approx(other[1], rel=TOLERANCE, abs=TOLERANCE), f"gradient norm of step {number}"
+
+
+def parts_of(  # noqa: PLR0913 - what a trainer is made of
+    job: Job,
+    engine: TrainEngine,
+    ranks: Ranks,
+    recorder: Recorder,
+    loader: TrainLoader | None = None,
+    reference: Reference = cached_reference,
+) -> Parts:
     """What the trainer is made of, with a recorder for a callback."""
     return Parts(
         engine=engine,
-        objective=build_objective(job),
-        micro_batches=loader_of(job, ranks).micro_batches,
+        objective=build_objective(job, reference),
+        micro_batches=(loader or loader_of(job, ranks)).micro_batches,
         eval_sets={},
         checkpoints=Checkpoints(Path(job.output) / "checkpoints", 3, first=ranks.first),
         callbacks=[recorder],

@@ -44,7 +44,7 @@ def best_of_three(*arguments: object) -> float:
 def test_help_comes_within_0_3_seconds_and_names_every_verb():
     done = velocity("--help")
     assert done.returncode == 0
-    assert {"run", "check", "show", "schema"} <= set(re.findall(r"^ +([a-z]+) ", done.stdout, re.MULTILINE))
+    assert {"run", "check", "show", "export", "schema"} <= set(re.findall(r"^ +([a-z]+) ", done.stdout, re.MULTILINE))
     assert best_of_three("--help") < 0.3
 
 
@@ -54,13 +54,14 @@ def test_a_wrong_job_file_is_refused_within_a_second(tmp_path: Path):
     assert best_of_three("run", job) < 1
 
 
-@pytest.mark.parametrize("verb", ["--help", "run", "check", "schema"])
+@pytest.mark.parametrize("verb", ["--help", "run", "check", "export", "schema"])
 def test_nothing_heavy_is_imported_before_a_job_is_known_to_be_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ):
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # every import becomes a line on standard error
     job = [write_job(tmp_path / "job.yaml", optimiser={})] if verb in ("run", "check") else []
-    done = velocity(verb, *job)
+    nowhere = [tmp_path, tmp_path / "target"] if verb == "export" else []
+    done = velocity(verb, *job, *nowhere)
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "velocity.cli" in imported
     assert not {name for name in imported if name.split(".")[0] in HEAVY}
@@ -150,6 +151,21 @@ def test_show_of_a_folder_that_is_no_run_is_refused(tmp_path: Path):
     done = velocity("show", tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: not a run folder: it has no job.yaml")
+
+
+def test_export_of_a_model_copies_it_and_says_where_to(tmp_path: Path):
+    run = make_run(tmp_path)
+    put_model(run.model)
+    done = velocity("export", run.path, tmp_path / "exported")
+    assert (done.returncode, done.stderr) == (0, f"done: {tmp_path}/exported\n")
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_export_of_a_folder_that_is_no_run_is_refused(tmp_path: Path):
+    done = velocity("export", tmp_path, tmp_path / "exported")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: neither a run folder nor an adapter")
+    assert not (tmp_path / "exported").exists()
 
 
 def failing(error: Exception) -> Any:

@@ -83,6 +83,18 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folde
 
 
 @app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")],
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="a new folder")],
+) -> None:
+    """Write a run's model as a plain Hugging Face folder, its adapter merged."""
+    from velocity.training.export import export_model
+
+    export_model(folder, target)
+    say(f"done: {target}")
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of a job file, for editors."""
     from velocity.config.job import Job

@@ -17,6 +17,7 @@ from velocity.planner.hardware import detect
 from velocity.planner.plan import resolve as plan
 from velocity.terminal import progress_line, say
 from velocity.training.chain import model_ahead
+from velocity.training.export import merge_ahead
 from velocity.training.run_folder import RunFolder
 from velocity.training.setup import check_startable, claim, is_complete, prepare_inputs
 
@@ -41,6 +42,8 @@ def resolve(loaded: LoadedJob, model_folder: Path | None = None) -> Resolved:
     """The job without any `auto`, its model's folder, and this machine."""
     hardware = detect(local.visible_gpus())
     with placed(loaded.origins):
+        if model_folder is None:
+            merge_ahead(loaded.job.model.path)
         folder = model_folder or locate(loaded.job.model)
         return plan(loaded, hardware, folder), folder, hardware.describe()
 

@@ -32,6 +32,7 @@ def through_a_file(loaded: LoadedJob, folder: Path) -> Job:
         {"output": "null"},
         {"data": {"eval": {"v1.5": "a", "v1.x": "c", "v1": {"path": "b"}}}},
         {"tracking": ["tensorboard", "wandb"], "seed": 3, "strategy": {"zero": 3}, "launch": {"processes": 2}},
+        {"task": "preference", "preference": {"loss": "ipo", "reference": "live"}, "adapter": {"targets": ["a", "b"]}},
         {"deepspeed": {"a": {"b": [], "c": {}, "d": None, "e": [1, {"f": 2}], "g": [{}], "h": [{"i": {"j": [1]}}]}}},
         {"deepspeed": {"on": True, "x": [{"y": 1, "z": [{"q": 2}, {"q": 3}]}, {"y": "yes"}], "1.5": "1.5"}},
     ],
@@ -94,13 +95,14 @@ def test_a_field_that_only_the_old_job_has_is_a_difference(tmp_path: Path):
     [
         "output=elsewhere", "duration={steps: 9}", "strategy.zero=3", "strategy.precision=bf16", "checkpoint.every=1",
         "tracking=wandb", "launch.processes=2", "deepspeed={wall_clock_breakdown: true}", "batch.micro=2",
-        "data.cache=elsewhere", "data.processes=3", "data.eval_every=5",
+        "data.cache=elsewhere", "data.processes=3", "data.eval_every=5", "preference.reference=live",
     ],
 )  # fmt: skip
 def test_a_run_goes_on_where_only_this_differs(tmp_path: Path, override: str):
-    changed = load(tmp_path, override).job
-    assert changed != load(tmp_path).job
-    assert differences(load(tmp_path).job, changed) == []
+    task = ["task=preference"] if override.startswith("preference.") else []
+    job, changed = load(tmp_path, *task).job, load(tmp_path, *task, override).job
+    assert changed != job
+    assert differences(job, changed) == []
 
 
 def test_every_free_key_is_tried_above():

@@ -34,6 +34,11 @@ def test_a_source_may_be_a_path_a_mapping_or_a_list_of_both():
         assert DataConfig.model_validate({"train": given}).train == sources
 
 
+def test_an_evaluation_set_cannot_take_the_training_sets_name():
+    with pytest.raises(ValidationError, match="cannot be named train"):
+        DataConfig.model_validate({"train": "a", "eval": {"train": "b"}})
+
+
 def test_one_evaluation_source_is_the_set_named_eval_and_a_mapping_names_several():
     one = SourceConfig(path="a.jsonl")
     for given, named in [

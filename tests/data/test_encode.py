@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.making import TEXT, chat, read_template, tiny_tokenizer
+from tests.making import TEXT, chat, job_data, read_template, tiny_tokenizer
+from velocity.config.job import Job
 from velocity.data import encode
 from velocity.data.encode import Encoder, EncodingRules, LongChat, TokenSequence, adds_bos
-from velocity.data.records import Chat, Message, Record, RecordError, Text, parse
+from velocity.data.parse import parse
+from velocity.data.records import Chat, Feedback, Message, Preference, Record, RecordError, Text
 
 # For each template, what it writes of an answer: the content, then the token that ends the turn.
 ANSWERS = {
@@ -363,3 +366,224 @@ def test_the_template_of_a_job_replaces_that_of_the_tokenizer():
     tokenizer.chat_template = read_template("qwen2_5")
     [sequence] = encoded(tokenizer, record("a", "b"))
     assert "created by Alibaba Cloud" in tokenizer.decode(sequence.ids)
+
+
+@pytest.mark.parametrize(
+    ("sections", "train_on"),
+    [
+        ({"task": "pretrain"}, "all"),
+        ({"task": "sft"}, "assistant"),
+        ({"task": "preference"}, "pairs"),
+        *(({"task": "preference", "preference": {"kind": kind}}, "pairs") for kind in ("dpo", "orpo", "simpo", "cpo")),
+        ({"task": "preference", "preference": {"kind": "kto"}}, "answers"),
+    ],
+)
+def test_the_task_decides_what_is_trained_on(sections: dict[str, Any], train_on: str):
+    data = job_data(Path("x"))
+    data["data"].update(sequence_length=77, on_long_chat="cut")
+    assert EncodingRules.of(Job.model_validate({**data, **sections})) == EncodingRules(77, train_on, "cut")
+
+
+def preference(chosen: str, rejected: str, prompt: str = "What is it?") -> Preference:
+    made = parse({"prompt": prompt, "chosen": chosen, "rejected": rejected}, None, {})
+    assert isinstance(made, Preference)
+    return made
+
+
+def feedback(completion: str, label: bool, prompt: str = "What is it?") -> Feedback:
+    made = parse({"prompt": prompt, "completion": completion, "label": label}, None, {})
+    assert isinstance(made, Feedback)
+    return made
+
+
+def parts_of(sequence: TokenSequence) -> tuple[list[int], list[int], list[int]]:
+    """The ids of the prompt and of each answer."""
+    prompt, chosen, rejected = sequence.parts
+    assert prompt + chosen + rejected == len(sequence.ids) == len(sequence.trained)
+    ids = sequence.ids.tolist()
+    return ids[:prompt], ids[prompt : prompt + chosen], ids[prompt + chosen :]
+
+
+PAIR = preference("A flaw.", "A feature, 🙂.")
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_pair_is_its_prompt_as_at_inference_and_two_answers_that_are_trained_on_whole(name: str):
+    tokenizer = tiny_tokenizer(name)
+    [sequence] = encoded(tokenizer, PAIR, train_on="pairs")
+    prompt, chosen, rejected = parts_of(sequence)
+    assert prompt == seen_at_inference(tokenizer, list(PAIR.prompt))
+    assert tokenizer.decode(chosen) == ANSWERS[name].format("A flaw.")
+    assert tokenizer.decode(rejected) == ANSWERS[name].format("A feature, 🙂.")
+    assert sequence.trained.tolist() == [0] * len(prompt) + [1] * (len(chosen) + len(rejected))
+    assert (str(sequence.ids.dtype), str(sequence.trained.dtype), sequence.cut) == ("int32", "uint8", False)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("label", [True, False])
+def test_a_feedback_is_its_prompt_and_one_answer_that_is_desirable_or_not(name: str, label: bool):
+    tokenizer = tiny_tokenizer(name)
+    item = feedback("A flaw.", label)
+    [sequence] = encoded(tokenizer, item, train_on="answers")
+    prompt, answer, second = parts_of(sequence)
+    assert prompt == seen_at_inference(tokenizer, list(item.prompt))
+    assert tokenizer.decode(answer) == ANSWERS[name].format("A flaw.")
+    assert second == []
+    assert sequence.trained.tolist() == [0] * len(prompt) + [1] * len(answer)
+    assert sequence.desirable is label
+
+
+def test_where_single_answers_are_wanted_a_pair_is_a_desirable_one_and_an_undesirable_one():
+    tokenizer = tiny_tokenizer("smollm2")
+    chosen, rejected = encoded(tokenizer, PAIR, train_on="answers")
+    for sequence, text, desirable in ((chosen, "A flaw.", True), (rejected, "A feature, 🙂.", False)):
+        [alone] = encoded(tokenizer, feedback(text, desirable), train_on="answers")
+        assert sequence.ids.tolist() == alone.ids.tolist()
+        assert sequence.trained.tolist() == alone.trained.tolist()
+        assert (sequence.parts, sequence.desirable) == (alone.parts, desirable)
+
+
+def test_a_chat_and_a_text_are_of_one_piece():
+    for item, train_on in ((record("a", "b"), "assistant"), (Text("a"), "all")):
+        assert encoded(tiny_tokenizer("smollm2"), item, train_on=train_on)[0].parts == (0, 0, 0)
+
+
+def test_of_an_answer_of_several_messages_the_other_speakers_turns_are_not_trained_on():
+    tokenizer = tiny_tokenizer("llama3")
+    answer = [{"role": role, "content": text} for role, text in (("assistant", "A"), ("user", "q"), ("assistant", "B"))]
+    item = parse({"prompt": "What is it?", "chosen": answer, "rejected": "C"}, None, {})
+    [sequence] = encoded(tokenizer, item, train_on="pairs")
+    # the rejected answer lies behind the chosen one, whose last run goes on in it
+    assert trained_texts(tokenizer, sequence) == ["A<|eot_id|>", "B<|eot_id|>C<|eot_id|>"]
+
+
+@pytest.mark.parametrize(
+    ("item", "train_on", "says"),
+    [
+        (PAIR, "assistant", "a preference record is nothing that this task trains on"),
+        (PAIR, "all", "a preference record is nothing that this task trains on"),
+        (feedback("A", True), "assistant", "a feedback record is nothing that this task trains on"),
+        (feedback("A", True), "all", "a feedback record is nothing that this task trains on"),
+        (feedback("A", True), "pairs", "a record without a rival answer is for preference.kind: kto"),
+        (record("a", "b"), "pairs", "a chat record is nothing that a preference job trains on"),
+        (record("a", "b"), "answers", "a chat record is nothing that a preference job trains on"),
+        (Text("a"), "pairs", "a text record is nothing that a preference job trains on"),
+        (Text("a"), "answers", "a text record is nothing that a preference job trains on"),
+    ],
+)
+def test_a_record_of_another_task_is_refused(item: Record, train_on: str, says: str):
+    assert refusal(tiny_tokenizer("smollm2"), item, train_on=train_on) == f": {says}"
+
+
+@pytest.mark.parametrize("name", ["llama3", "mistral-v3", "mistral-system-last"])
+def test_answers_that_a_template_makes_the_same_are_refused(name: str):
+    # these templates take the space around an answer
+    with pytest.raises(RecordError) as caught:
+        encoded(tiny_tokenizer(name), preference("A", "A "), train_on="pairs")
+    assert (caught.value.field, str(caught.value)) == (
+        "chosen",
+        "the chosen and the rejected answer are the same tokens",
+    )
+    assert not isinstance(caught.value, LongChat), "no setting of lengths makes it good"
+
+
+def test_answers_of_the_same_length_that_differ_are_a_pair():
+    [sequence] = encoded(tiny_tokenizer("smollm2"), preference("A", "B"), train_on="pairs")
+    _, chosen, rejected = parts_of(sequence)
+    assert len(chosen) == len(rejected) and chosen != rejected
+
+
+def pair_lengths(tokenizer: Any, item: Record) -> tuple[int, int, int]:
+    return encoded(tokenizer, item, train_on="pairs")[0].parts
+
+
+@pytest.mark.parametrize("on_long_chat", ["error", "skip", "cut"])
+def test_a_pair_whose_longer_answer_fits_exactly_is_left_as_it_is(on_long_chat: str):
+    tokenizer = tiny_tokenizer("smollm2")
+    for item in (PAIR, preference("A feature, 🙂.", "A flaw.")):
+        prompt, chosen, rejected = pair_lengths(tokenizer, item)
+        limit = prompt + max(chosen, rejected)  # of a prompt with an answer; the pair together is longer
+        [sequence] = encoded(tokenizer, item, train_on="pairs", length=limit, on_long_chat=on_long_chat)
+        assert (sequence.parts, sequence.cut) == ((prompt, chosen, rejected), False)
+
+
+@pytest.mark.parametrize("on_long_chat", ["error", "skip"])
+@pytest.mark.parametrize("train_on", ["pairs", "answers"])
+def test_a_prompt_with_an_answer_that_is_too_long_is_refused_with_both_lengths(on_long_chat: str, train_on: str):
+    tokenizer = tiny_tokenizer("smollm2")
+    for item in (PAIR, preference("A feature, 🙂.", "A flaw.")):
+        prompt, chosen, rejected = pair_lengths(tokenizer, item)
+        length = prompt + max(chosen, rejected)
+        with pytest.raises(LongChat) as caught:
+            encoded(tokenizer, item, train_on=train_on, length=length - 1, on_long_chat=on_long_chat)
+        assert caught.value.field == "prompt"
+        says = f"the prompt with its longer answer has {length} tokens, data.sequence_length is {length - 1}"
+        assert str(caught.value) == says
+
+
+LONG_PROMPT = preference("A flaw of it.", "No.", prompt="What is it? " * 20)
+LONG_ANSWERS = preference("x" * 200, "y" * 90, prompt="Why?")
+
+
+@pytest.mark.parametrize(("name", "add_bos"), [("llama3", True), ("mistral", True), ("qwen2_5", False)])
+def test_a_long_prompt_loses_its_beginning_but_not_its_bos_and_both_answers_stay_whole(name: str, add_bos: bool):
+    tokenizer = tiny_tokenizer(name, add_bos=add_bos)
+    [whole] = encoded(tokenizer, LONG_PROMPT, train_on="pairs")
+    prompt, chosen, rejected = parts_of(whole)
+    limit = 60
+    [sequence] = encoded(tokenizer, LONG_PROMPT, train_on="pairs", length=limit, on_long_chat="cut")
+    kept, kept_chosen, kept_rejected = parts_of(sequence)
+    assert sequence.cut
+    assert (kept_chosen, kept_rejected) == (chosen, rejected)
+    assert len(kept) == limit - max(len(chosen), len(rejected)) < len(prompt)
+    head = [tokenizer.bos_token_id] * add_bos
+    assert kept == head + prompt[len(prompt) - len(kept) + len(head) :]
+    assert kept.count(tokenizer.bos_token_id) == add_bos
+    assert sequence.trained.tolist() == [0] * len(kept) + [1] * (len(chosen) + len(rejected))
+
+
+def test_two_long_answers_are_cut_at_the_same_place():
+    tokenizer = tiny_tokenizer("llama3")
+    [whole] = encoded(tokenizer, LONG_ANSWERS, train_on="pairs")
+    prompt, chosen, rejected = parts_of(whole)
+    limit = len(prompt) + 60
+    assert 60 < len(rejected) < len(chosen) and len(prompt) < limit // 2
+    [sequence] = encoded(tokenizer, LONG_ANSWERS, train_on="pairs", length=limit, on_long_chat="cut")
+    assert parts_of(sequence) == (prompt, chosen[:60], rejected[:60])
+    assert sequence.cut
+
+
+@pytest.mark.parametrize("item", [feedback("A flaw.", True, prompt="Why? " * 40), feedback("x" * 200, False)])
+def test_a_single_answer_is_cut_as_that_of_a_pair(item: Feedback):
+    tokenizer, limit = tiny_tokenizer("llama3", add_bos=True), 64
+    [sequence] = encoded(tokenizer, item, train_on="answers", length=limit, on_long_chat="cut")
+    prompt, answer, _ = parts_of(sequence)
+    assert len(prompt) + len(answer) == limit and sequence.cut
+    assert prompt[0] == tokenizer.bos_token_id
+    assert prompt[1:] == seen_at_inference(tokenizer, list(item.prompt))[1 - len(prompt) :]
+    assert sequence.trained.tolist() == [0] * len(prompt) + [1] * len(answer)
+    assert sequence.desirable is item.desirable
+
+
+def test_where_single_answers_are_wanted_too_a_pair_that_a_template_makes_the_same_is_refused():
+    with pytest.raises(RecordError, match="the chosen and the rejected answer are the same tokens"):
+        encoded(tiny_tokenizer("llama3"), preference("A", "A "), train_on="answers")
+
+
+@pytest.mark.parametrize("item", [LONG_PROMPT, preference("x" * 200, "No.", prompt="Why? " * 40)])
+def test_where_single_answers_are_wanted_too_both_of_a_pair_are_cut_at_the_same_place(item: Preference):
+    tokenizer = tiny_tokenizer("llama3", add_bos=True)
+    [pair] = encoded(tokenizer, item, train_on="pairs", length=64, on_long_chat="cut")
+    prompt, chosen, rejected = parts_of(pair)
+    both = encoded(tokenizer, item, train_on="answers", length=64, on_long_chat="cut")
+    assert [parts_of(sequence) for sequence in both] == [(prompt, chosen, []), (prompt, rejected, [])]
+
+
+def test_answers_that_are_the_same_once_they_are_cut_are_refused_as_too_long():
+    tokenizer = tiny_tokenizer("llama3")
+    item = preference("x" * 90 + "A", "x" * 90 + "B", prompt="Why?")
+    prompt, _, _ = pair_lengths(tokenizer, item)
+    with pytest.raises(LongChat) as caught:
+        encoded(tokenizer, item, train_on="pairs", length=prompt + 40, on_long_chat="cut")
+    says = f"cut to {prompt + 40} tokens, the two answers are the same"
+    assert (caught.value.field, str(caught.value)) == ("chosen", says)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.making import TEMPLATES, TEXT, chat, job_data, tiny_tokenizer, write_jsonl
@@ -31,9 +34,10 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def preparation(folder: Path, tmp_path: Path, *, task: str = "pretrain", **data: Any) -> Preparation:
-    values = job_data(folder)
-    values["task"] = task
+def preparation(
+    folder: Path, tmp_path: Path, *, task: str = "pretrain", preference: Any = None, **data: Any
+) -> Preparation:
+    values = {**job_data(folder), "task": task, "preference": preference}
     values["data"] = {**values["data"], "cache": str(tmp_path / "cache"), "sequence_length": 64, **data}
     return Preparation(Job.model_validate({**values, "batch": {"rows": 1}}), folder / "model", lambda text: None)
 
@@ -237,6 +241,173 @@ def test_a_path_that_is_neither_a_file_nor_a_dataset_of_the_hub_is_named(
     monkeypatch.chdir(tmp_path)
     said = refused(folder, tmp_path, train="corpus/chats")
     assert said[0].startswith("'corpus/chats' is no file here, and as a dataset of the hub it cannot be read")
+
+
+PAIR = {"prompt": "What is it?", "chosen": "A flaw.", "rejected": "A feature."}
+KTO = {"kind": "kto"}
+
+
+def answers_in(store: SequenceStore) -> list[list[str]]:
+    """Of every sequence, the text of its answers."""
+    tokenizer, found = tiny_tokenizer("smollm2"), []
+    for index in range(len(store)):
+        prompt, first, second = store[index].parts
+        parts = np.split(store[index].ids, [prompt, prompt + first])[1:]
+        found.append([tokenizer.decode(part) for part in parts[: 2 if second else 1]])
+    return found
+
+
+def test_pairs_are_stored_with_both_answers_and_counted_as_one_sequence_each(folder: Path, tmp_path: Path):
+    rows = [PAIR, {**PAIR, "rejected": [{"role": "assistant", "content": "No."}], "system": "Be short."}]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    store = prepared(folder, tmp_path, task="preference", train=str(path), sequence_length=256)
+    assert answers_in(store) == [["A flaw.<|im_end|>", "A feature.<|im_end|>"], ["A flaw.<|im_end|>", "No.<|im_end|>"]]
+    assert [store.stats[name] for name in ("records", "sequences", "rejected")] == [2, 2, 0]
+    assert store.stats["tokens"] == sum(map(sum, store.parts_N3.tolist()))
+    assert store.stats["trained"] == int(store.parts_N3[:, 1:].sum())
+
+
+def test_for_kto_a_pair_is_two_sequences_of_one_line_and_a_table_of_feedback_one_a_row(folder: Path, tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    write_jsonl(tmp_path / "data" / "a.jsonl", [PAIR])
+    (tmp_path / "data" / "b.csv").write_text("prompt,completion,label\nWhy?,So.,True\nWhy?,No.,False\nWhy?,Hm.,0\n")
+    train = str(tmp_path / "data")
+    store = prepared(folder, tmp_path, task="preference", preference=KTO, train=train, sequence_length=256)
+    answers = ["A flaw.", "A feature.", "So.", "No.", "Hm."]
+    assert answers_in(store) == [[f"{answer}<|im_end|>"] for answer in answers]
+    assert [store[index].desirable for index in range(5)] == [True, False, True, False, False]
+    places = [store.place(index).removeprefix(f"{train}/") for index in range(5)]
+    assert places[:2] == ["a.jsonl:1", "a.jsonl:1"] and len(set(places)) == 4
+    assert (store.stats["records"], store.stats["sequences"]) == (4, 5)
+
+
+PLAIN = "chat, prompt_completion, text"
+
+
+@pytest.mark.parametrize(
+    ("task", "preference", "row", "said"),
+    [
+        ("sft", None, PAIR, "a preference record is nothing that this task trains on; it takes " + PLAIN),
+        ("pretrain", None, PAIR, "a preference record is nothing that this task trains on; it takes " + PLAIN),
+        ("preference", None, chat("a", "b"), "a chat record is nothing that this task trains on; it takes preference"),
+        ("preference", KTO, {"text": "a"},
+         "a text record is nothing that this task trains on; it takes preference, feedback"),
+        ("preference", None, {"prompt": "a", "completion": "b", "label": 1},
+         "a feedback record is nothing that this task trains on; it takes preference"),
+    ],
+)  # fmt: skip
+def test_a_record_of_another_task_is_refused_with_its_place(
+    folder: Path, tmp_path: Path, task: str, preference: Any, row: Any, said: str
+):
+    path = write_jsonl(tmp_path / "a.jsonl", [row])
+    lines = refused(folder, tmp_path, task=task, preference=preference, train=str(path), sequence_length=256)
+    assert lines[:2] == [said, "  where: a.jsonl:1"]
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize("extra", [{"chosen": "a", "rejected": "b"}, {"prompt": "a", "completion": "b", "label": 0}])
+def test_fields_of_another_tasks_format_do_not_hide_those_of_this_one(
+    folder: Path, tmp_path: Path, extra: dict[str, Any]
+):
+    path = write_jsonl(tmp_path / "a.jsonl", [{**chat("Why?", "So."), **extra}, {**PAIR, **chat("Why?", "So.")}])
+    assert prepared(folder, tmp_path, task="sft", train=str(path), sequence_length=256).stats["rejected"] == 0
+    rows = [{**PAIR, **chat("Why?", "So."), "text": "a"}]
+    pairs = write_jsonl(tmp_path / "b.jsonl", rows)
+    store = prepared(folder, tmp_path, task="preference", train=str(pairs), sequence_length=256)
+    assert store[0].parts[2] > 0
+
+
+@pytest.mark.parametrize(
+    ("row", "said", "field"),
+    [
+        ({**PAIR, "rejected": "A flaw."}, "the chosen and the rejected answer are the same", "chosen"),
+        ({"prompt": "a", "completion": "b", "label": "maybe"}, "'label' is 'maybe'; true for a desirable", "label"),
+        ({**PAIR, "prompt": None}, "'prompt' is NoneType, not text", "prompt"),
+    ],
+)
+def test_a_pair_or_feedback_that_is_none_is_refused_with_file_line_and_field(
+    folder: Path, tmp_path: Path, row: Any, said: str, field: str
+):
+    path = write_jsonl(tmp_path / "a.jsonl", [PAIR, row])
+    lines = refused(folder, tmp_path, task="preference", preference=KTO, train=str(path), sequence_length=256)
+    assert lines[0].startswith(said)
+    assert lines[1] == f"  where: a.jsonl:2 field {field}"
+
+
+LONG_PAIR = {**PAIR, "chosen": "x" * 300}
+
+
+def test_a_pair_that_is_too_long_ends_the_job_is_skipped_or_is_cut_as_the_job_says(folder: Path, tmp_path: Path):
+    path = write_jsonl(tmp_path / "a.jsonl", [PAIR, LONG_PAIR])
+    settings: dict[str, Any] = {"task": "preference", "train": str(path), "sequence_length": 128}
+    said = refused(folder, tmp_path, **settings)
+    assert said[0].startswith("the prompt with its longer answer has ")
+    assert said[1:] == ["  where: a.jsonl:2 field prompt",
+                        "  fix:   raise data.sequence_length, or data.on_long_chat: cut or skip"]  # fmt: skip
+    skipped = prepared(folder, tmp_path, **settings, on_long_chat="skip")
+    assert [skipped.stats[name] for name in ("sequences", "rejected", "too_long", "cut")] == [1, 1, 1, 0]
+    cut = prepared(folder, tmp_path, **settings, on_long_chat="cut")
+    assert [cut.stats[name] for name in ("sequences", "rejected", "too_long", "cut")] == [2, 0, 0, 1]
+    prompt, chosen, rejected = cut.parts_N3.tolist()[1]
+    assert prompt + chosen == 128 and rejected < chosen
+
+
+def test_a_pair_whose_answers_are_the_same_once_they_are_cut_is_left_out_and_counted(folder: Path, tmp_path: Path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{**LONG_PAIR, "rejected": "x" * 301}, PAIR])
+    store = prepared(folder, tmp_path, task="preference", train=str(path), sequence_length=128, on_long_chat="cut")
+    assert [store.stats[name] for name in ("sequences", "rejected", "too_long", "cut")] == [1, 1, 1, 0]
+    [reject] = (store.folder / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(reject)["reason"] == "cut to 128 tokens, the two answers are the same"
+
+
+def imported(module: str) -> set[str]:
+    """The modules of velocity.data that a module of it imports, and those that these import."""
+    tree = ast.parse((ROOT / "src" / "velocity" / "data" / f"{module}.py").read_text("utf-8"))
+    names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    direct = {name.removeprefix("velocity.data.") for name in names if name.startswith("velocity.data.")}
+    return direct.union(*(imported(name) for name in direct))
+
+
+def test_every_module_that_makes_a_sequence_of_a_row_is_a_part_of_the_caches_key(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    named = {module.__name__.rpartition(".")[2] for module in prepare.CODE}
+    makers = {"sources", "parse", "encode", "store"}
+    not_of_a_row = {"fingerprint"}  # it names what is made
+    assert named == makers.union(*map(imported, makers)) - not_of_a_row
+    path, code = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}]), prepare.CODE
+    folders = {prepared(folder, tmp_path, train=str(path)).folder}
+    for module in code:
+        monkeypatch.setattr(prepare, "CODE", tuple(other for other in code if other is not module))
+        folders.add(prepared(folder, tmp_path, train=str(path)).folder)
+    assert len(folders) == 1 + len(code)
+
+
+def test_objectives_over_pairs_share_a_store_and_kto_has_its_own(folder: Path, tmp_path: Path):
+    path = write_jsonl(tmp_path / "a.jsonl", [PAIR])
+    folders = {
+        kind: prepared(
+            folder, tmp_path, task="preference", preference={"kind": kind}, train=str(path), sequence_length=256
+        ).folder
+        for kind in ("dpo", "orpo", "simpo", "cpo", "kto")
+    }
+    assert folders["dpo"] == folders["orpo"] == folders["simpo"] == folders["cpo"] != folders["kto"]
+
+
+def test_the_same_records_elsewhere_and_later_are_the_same_content(folder: Path, tmp_path: Path):
+    def content(name: str, *rows: Any, **settings: Any) -> str:
+        path = write_jsonl(tmp_path / name, rows)
+        os.utime(path, (len(name), len(name)))
+        arguments = {"task": "preference", "train": str(path), "sequence_length": 256, **settings}
+        return str(prepared(folder, tmp_path, **arguments).stats["content"])
+
+    other = {**PAIR, "rejected": "No."}
+    first = content("a.jsonl", PAIR, other)
+    assert content("elsewhere/b.jsonl", PAIR, other) == first
+    assert content("id.jsonl", {**PAIR, "id": 7}, other) == first, "a field that nothing is made of"
+    assert content("order.jsonl", other, PAIR) != first
+    template = str(TEMPLATES / "qwen2_5.jinja")
+    assert content("a.jsonl", PAIR, other, chat_template=template) != first
 
 
 PREPARE = """

@@ -12,21 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.data.stores import answered, sequence, write_store
+from velocity.data.encode import TokenSequence
 from velocity.data.store import Block, SequenceStore, StoreWriter, open_or_build
 
-SEQUENCES = [(np.arange(n, dtype=np.int32) + 100 * n, (np.arange(n) % 2).astype(np.uint8)) for n in (3, 1, 4, 1, 5, 9)]
+SEQUENCES = [sequence([100 * n + i for i in range(n)], [i % 2 for i in range(n)]) for n in (3, 1, 4, 1, 5, 9)]
 
 
 def block(first: int, last: int, file: int = 0) -> Block:
     """The sequences from `first` to before `last`, each of its own line."""
-    part = SEQUENCES[first:last]
-    return Block(
-        np.concatenate([ids for ids, _ in part]),
-        np.concatenate([trained for _, trained in part]),
-        np.array([len(ids) for ids, _ in part], dtype=np.int32),
-        np.full(len(part), file, dtype=np.int32),
-        np.arange(first, last, dtype=np.int64) + 1,
-    )
+    return Block.of(SEQUENCES[first:last], file, range(first + 1, last + 1))
 
 
 def write(folder: Path) -> None:
@@ -46,9 +41,8 @@ def test_every_sequence_comes_back_across_record_batches(store: SequenceStore):
     assert len(store) == 6
     assert store.lengths.tolist() == [3, 1, 4, 1, 5, 9]
     for index in (5, 0, 2, 1, 3, 4, 5):  # in any order
-        ids, trained = SEQUENCES[index]
-        assert store[index].ids.tolist() == ids.tolist()
-        assert store[index].trained.tolist() == trained.tolist()
+        assert store[index].ids.tolist() == SEQUENCES[index].ids.tolist()
+        assert store[index].trained.tolist() == SEQUENCES[index].trained.tolist()
 
 
 def test_the_types_are_those_that_were_written(store: SequenceStore):
@@ -63,8 +57,81 @@ def test_each_sequence_knows_its_file_and_line(store: SequenceStore):
 
 def test_blocks_are_what_was_appended(store: SequenceStore):
     for read, written in zip(store.blocks(), [block(0, 2), block(2, 6, file=1)], strict=True):
-        for name in ("ids", "trained", "lengths", "files", "lines"):
+        for name in ("ids", "trained", "lengths", "files", "lines", "parts_N3", "desirable"):
             assert getattr(read, name).tolist() == getattr(written, name).tolist(), name
+
+
+PAIRS = [
+    answered([1, 2, 3], [4, 5], [6, 7, 8]),
+    answered([1], [2], desirable=False),
+    answered([1, 2], [3, -4, 5], desirable=True),
+    sequence([7, 8], [0, 1]),
+    answered([9], [1, 2], [3], desirable=False),
+]
+
+
+def write_pairs(folder: Path) -> None:
+    writer = StoreWriter(folder)
+    writer.append(Block.of(PAIRS[:2], 0, [1, 2]))
+    writer.append(Block.of(PAIRS[2:], 0, [3, 4, 5]))
+    writer.close({"files": ["a.jsonl"]})
+
+
+def test_the_parts_of_a_sequence_and_whether_it_is_desirable_come_back(tmp_path: Path):
+    store = open_or_build(tmp_path / "store", write_pairs)
+    for index in (4, 0, 3, 1, 2):
+        assert store[index].parts == PAIRS[index].parts, index
+        assert store[index].desirable is PAIRS[index].desirable, index
+        assert store[index].ids.tolist() == PAIRS[index].ids.tolist()
+        assert store[index].trained.tolist() == PAIRS[index].trained.tolist()
+    assert store.parts_N3.tolist() == [[3, 2, 3], [1, 1, 0], [2, 3, 0], [0, 0, 0], [1, 2, 1]]
+    assert [block.desirable.tolist() for block in store.blocks()] == [[1, 0], [1, 1, 0]]
+
+
+def test_a_block_of_nothing_is_one(tmp_path: Path):
+    empty = Block.of([], 0, [])
+    shapes = [empty.ids.shape, empty.trained.shape, empty.lengths.shape, empty.parts_N3.shape, empty.desirable.shape]
+    assert shapes == [(0,), (0,), (0,), (0, 3), (0,)]
+    assert [str(array.dtype) for array in (empty.ids, empty.trained, empty.parts_N3)] == ["int32", "uint8", "int32"]
+
+
+def content(folder: Path, *sequences: TokenSequence) -> str:
+    return str(write_store(folder, sequences).stats["content"])
+
+
+def test_what_the_sequences_are_has_a_hash_that_their_place_and_time_do_not_change(tmp_path: Path):
+    first, second = content(tmp_path / "one", *PAIRS), content(tmp_path / "two", *PAIRS)
+    writer = StoreWriter(tmp_path)
+    writer.append(Block.of(PAIRS, 3, [5, 5, 6, 7, 9]))
+    writer.close({"files": ["another.jsonl"], "records": 99, "content": "an older one"})
+    assert first == second == SequenceStore(tmp_path).stats["content"]
+    assert len(bytes.fromhex(first)) == 16
+
+
+def test_another_token_mask_part_label_or_order_is_another_hash(tmp_path: Path):
+    first, second = answered([1, 2], [3, 4], [5, 6]), answered([1, 2], [3, 4, 5, 6])
+    kinds = {
+        "as it is": [first, second],
+        "a token": [answered([1, 7], [3, 4], [5, 6]), second],
+        "a token of the other": [first, answered([1, 2], [3, 4, 5, 7])],
+        "a mask": [answered([1, 2], [3, -4], [5, 6]), second],
+        "where the prompt ends": [answered([1], [-2, 3, 4], [5, 6]), second],
+        "where the chosen answer ends": [answered([1, 2], [3], [4, 5, 6]), second],
+        "a label": [first, answered([1, 2], [3, 4, 5, 6], desirable=False)],
+        "no parts": [sequence([1, 2, 3, 4, 5, 6], [0, 0, 1, 1, 1, 1]), second],
+        "the order": [second, first],
+        "one more": [first, second, second],
+        "one less": [first],
+    }
+    hashes = {what: content(tmp_path / str(i), *sequences) for i, (what, sequences) in enumerate(kinds.items())}
+    assert len(set(hashes.values())) == len(kinds), hashes
+
+
+def test_where_a_sequence_ends_is_a_part_of_the_hash(tmp_path: Path):
+    # laid end to end, the tokens of both are the same
+    one = [sequence([1, 2, 3], [0, 0, 0]), sequence([4], [0])]
+    other = [sequence([1], [0]), sequence([2, 3, 4], [0, 0, 0])]
+    assert content(tmp_path / "one", *one) != content(tmp_path / "other", *other)
 
 
 def test_opening_reads_no_sequence(store: SequenceStore):
@@ -119,7 +186,7 @@ def test_of_two_processes_one_builds_and_neither_gets_a_torn_store(tmp_path: Pat
     found = [results.get(timeout=30) for _ in builders]
     for builder in builders:
         builder.join()
-    assert found == [[ids.tolist() for ids, _ in SEQUENCES]] * 2
+    assert found == [[each.ids.tolist() for each in SEQUENCES]] * 2
     assert len(list(tmp_path.glob("built-by-*"))) == 1
 
 

@@ -19,6 +19,8 @@ from tests.running import (
     prepare_folder,
     take_steps,
 )
+from velocity.data.layout import build_layout
+from velocity.data.loader import Share, eval_rows, split
 from velocity.distributed.comm import Ranks
 from velocity.objectives.causal_lm import CausalLM
 from velocity.training.checkpoint import Checkpoints, TrainState
@@ -122,12 +124,12 @@ def test_a_gradient_that_is_not_finite_on_one_rank_skips_the_step_on_all(
 
 
 def _held_out(ranks: Ranks, folder: Path, zero: int) -> dict[str, dict[str, float]]:
-    from velocity.data.loader import Share, eval_rows, split
-
     job = make_job(folder, {"strategy.zero": zero})
     corpus = loader_of(job, ranks).corpus
     engine = deepspeed_engine(job, ranks)
-    rows = split(corpus, eval_rows(corpus, job.data.sequence_length), Share(ranks.rank, ranks.world_size, 3))
+    layout = build_layout(job)
+    share = Share(ranks.rank, ranks.world_size, 3)
+    rows = split(corpus, eval_rows(corpus, layout, job.data.sequence_length), share, layout)
     found = evaluate(engine, CausalLM(), {"train": rows})
     engine.engine.destroy()
     return found
@@ -135,11 +137,10 @@ def _held_out(ranks: Ranks, folder: Path, zero: int) -> dict[str, dict[str, floa
 
 @pytest.mark.parametrize("zero", [1, 3])
 def test_held_out_loss_is_the_same_on_one_and_two_ranks(pool: Pool, folder: Path, zero: int) -> None:
-    from velocity.data.loader import Share, eval_rows, split
-
     job = make_job(folder, {})
     corpus = loader_of(job, Ranks()).corpus
-    rows = split(corpus, eval_rows(corpus, 256), Share(micro=1))
+    layout = build_layout(job)
+    rows = split(corpus, eval_rows(corpus, layout, 256), Share(micro=1), layout)
     expected = evaluate(plain_engine(job), CausalLM(), {"train": rows})["train"]
     first, second = pool(_held_out, folder, zero)
     assert first == second

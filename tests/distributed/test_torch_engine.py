@@ -35,7 +35,7 @@ class Scorer(nn.Module):
         super().__init__()
         self.model = Line()
 
-    def forward(self, input_ids_BS: Tensor, positions_BS: Tensor, labels_BS: Tensor, lengths_B: Any) -> Tensor:
+    def forward(self, input_ids_BS: Tensor, positions_BS: Tensor, labels_BS: Tensor, *rows_B: Any) -> Tensor:
         return self.model(input_ids_BS.float())
 
 

@@ -19,10 +19,10 @@ import yaml
 from tests.docs.pages import ROOT, code, is_whole, job_blocks, pages, read, spans
 from tests.making import job_data
 from velocity.cli import app
-from velocity.config.job import load_job, option_names
+from velocity.config.job import Job, load_job, option_names
 from velocity.errors import UserError
 from velocity.planner.hardware import Hardware
-from velocity.planner.plan import Precision, Zero, resolve, state_bytes
+from velocity.planner.plan import ModelSize, Precision, Zero, resolve, state_bytes
 
 WITH_JOBS = [page for page in pages() if job_blocks(page)]
 # Later issues' verbs stand in the page of the architecture, as a reason for its layers.
@@ -106,15 +106,37 @@ def commands_with_overrides(page: str) -> list[list[str]]:
     return [given for given in overrides if given]
 
 
-def test_the_tables_of_options_are_those_of_the_code():
+def writer() -> Any:
+    """docs/options.py as a module."""
     spec = importlib.util.spec_from_file_location("options", ROOT / "docs" / "options.py")
     assert spec and spec.loader
     options = importlib.util.module_from_spec(spec)
     sys.modules["options"] = options  # its dataclass looks itself up
     spec.loader.exec_module(options)
-    text = read("docs/guides/job-file.md")
+    return options
+
+
+def test_the_tables_of_options_are_those_of_the_code():
+    options, text = writer(), read("docs/guides/job-file.md")
     assert options.page(text) == text, "python docs/options.py"
     assert options.page(text.replace("steps between checkpoints", "something else")) == text
+
+
+def test_the_tables_have_every_option_with_a_meaning():
+    rows = [option.row() for option in writer().options()]
+    assert sorted({name for row in rows for name in re.findall(r"`([a-z_.]+)`", row.split(" | ")[0])}) == option_names()
+    assert [row for row in rows if row.endswith("|  |\n")] == []
+
+
+def test_kinds_that_mean_different_things_by_one_name_have_a_table_each_and_others_share_one():
+    headings: dict[str, list[str]] = {}
+    for option in writer().options():
+        headings.setdefault(option.heading.splitlines()[0], []).append(f"{option.names[0]} {option.default}")
+    assert "preference.beta `2.0`" in headings["#### preference, `kind: simpo`"]
+    assert "preference.sft_weight `0.0`" in headings["#### preference, `kind: dpo`"]
+    assert "preference.sft_weight `1.0`" in headings["#### preference, `kind: cpo`"]
+    assert headings["### preference"] == ["preference.kind `dpo`"]
+    assert [heading for heading in headings if "optimizer" in heading] == ["### optimizer"]
 
 
 @pytest.mark.parametrize("page", WITH_JOBS)
@@ -181,6 +203,12 @@ def test_a_message_that_velocity_does_not_say_is_found():
     assert unsaid("the tokenizer has a token …, the model embeds few …") == [", the model embeds few"]
 
 
+def state(parameters: int, precision: Precision, zero: Zero, processes: int) -> float:
+    """What the planner counts for a job that trains all parameters."""
+    job = Job.model_validate(job_data(Path("folder")))
+    return state_bytes(job, ModelSize(parameters, 1, 1), precision, zero, processes)
+
+
 @pytest.mark.parametrize("zero", [1, 2, 3])
 def test_the_table_of_memory_is_what_the_planner_computes(zero: Zero):
     rows = dict(re.findall(r"^\| ([0-3]) \| (.+) \|$", read("docs/guides/hardware.md"), re.MULTILINE))
@@ -189,13 +217,14 @@ def test_the_table_of_memory_is_what_the_planner_computes(zero: Zero):
     for form, precision in forms:
         fixed, shared = re.fullmatch(r"(?:(\d+) \+ )?(\d+)/N", form).groups()  # type: ignore[union-attr]
         for processes in (1, 2, 8):
-            assert int(fixed or 0) + int(shared) / processes == state_bytes(1, precision, zero, processes)
-    assert float(cells[2]) == state_bytes(1, "bf16", zero, 8)
+            assert int(fixed or 0) + int(shared) / processes == state(1, precision, zero, processes)
+    assert float(cells[2]) == state(1, "bf16", zero, 8)
 
 
 def test_eight_billion_parameters_on_eight_gpus_get_the_stage_that_the_guide_says(tmp_path: Path):
     text = read("docs/guides/hardware.md")
-    sizes = [round(state_bytes(8 * 10**9, "bf16", zero, 8) / 1e9) for zero in (1, 2, 3)]
+    stages: tuple[Zero, ...] = (1, 2, 3)
+    sizes = [round(state(8 * 10**9, "bf16", zero, 8) / 1e9) for zero in stages]
     assert "{}, {} or {} GB of state a GPU".format(*sizes) in " ".join(text.split())
     (tmp_path / "config.json").write_text(
         json.dumps({"num_hidden_layers": 32, "hidden_size": 4096, "dtype": "bfloat16"})

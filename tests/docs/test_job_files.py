@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from tests.docs.pages import ROOT
 from tests.making import tiny_model_folder
-from velocity.config.job import LoadedJob, flatten, load_job
+from velocity.config.job import Job, LoadedJob, flatten, load_job
 from velocity.config.resolved import read_resolved, render
 from velocity.distributed.ds_config import deepspeed_config
 from velocity.planner.hardware import Hardware
@@ -39,6 +39,14 @@ def resolved(name: str, hardware: Hardware, model: Path) -> LoadedJob:
 def test_there_are_job_files_to_begin_with_and_the_demo_has_its_two():
     assert len([name for name in NAMES if name.startswith("jobs/")]) >= 5
     assert {"examples/security/pretrain.yaml", "examples/security/sft.yaml"} <= set(NAMES)
+
+
+def test_the_job_files_show_every_task_and_all_parameters_as_well_as_an_adapter():
+    jobs = [load_job(ROOT / name).job for name in NAMES if name.startswith("jobs/")]
+    assert {job.task for job in jobs} == set(get_args(Job.model_fields["task"].annotation))
+    for task in ("sft", "preference"):
+        assert {job.adapter is None for job in jobs if job.task == task} == {True, False}, task
+    assert {job.reference for job in jobs if job.task == "preference"} == {"cached", "live"}
 
 
 @pytest.mark.parametrize("name", NAMES)

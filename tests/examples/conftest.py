@@ -20,8 +20,8 @@ SHARED = "Validate every input against a strict list of what is allowed and refu
 RARE = "Run the parser of this old format in a process of its own that can neither open files nor reach the network."
 
 WEAKNESS = """<Weakness ID="{n}" Name="Flaw {n}" Status="Draft">
-  <Description>Product {n} trusts what a caller named c{n} says about the length {n}
-     of its own buffer, and so reads beyond the end that number {n} marks [REF-{n}].</Description>
+  <Description>Product{n} trusts caller{n} about the length{n} of buffer{n},
+     and so reads{n} beyond the end{n} that number {n} marks [REF-{n}].</Description>
   <Related_Weaknesses><Related_Weakness Nature="ChildOf" CWE_ID="{parent}" View_ID="1000"/></Related_Weaknesses>
   <Potential_Mitigations>
     <Mitigation><Phase>Implementation</Phase><Description>{shared}</Description></Mitigation>

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import corpus
-from entities import split_of
+from entities import Entity, split_of
+from overlap import Keep
 
-FILES = ("train", "unseen", "general", "general_replay", "chats", "chats_unseen")
+PREFERENCES = ("preferences_train", "preferences_seen", "preferences_unseen")
+FILES = ("train", "unseen", "general", "general_replay", "chats", "chats_unseen", *PREFERENCES)
 
 
 def read(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -41,7 +44,7 @@ def test_every_entity_is_in_the_files_of_its_split_alone(built: Path, unseen_ids
 
 
 def test_no_statement_about_an_unseen_entity_stands_in_a_training_file(built: Path) -> None:
-    taught = (built / "train.jsonl").read_text() + (built / "chats.jsonl").read_text()
+    taught = "".join((built / f"{name}.jsonl").read_text() for name in ("train", "chats", "preferences_train"))
     for record in read(built, "unseen"):
         lines = [line for line in record["text"].split("\n") if line and not line.startswith("#")]
         assert lines
@@ -90,6 +93,33 @@ def test_a_chat_is_one_question_and_one_answer(built: Path) -> None:
     assert len({record["id"] for record in records}) == len(records)
     assert all([turn["role"] for turn in record["messages"]] == ["user", "assistant"] for record in records)
     assert all(turn["content"].strip() for record in records for turn in record["messages"])
+
+
+def test_a_preference_is_about_an_entity_of_its_files_split(built: Path) -> None:
+    for name in PREFERENCES:
+        records = read(built, name)
+        assert records
+        assert {split_of(record["id"].partition("/")[0]) for record in records} == {name.removeprefix("preferences_")}
+        assert all(list(record) == ["id", "prompt", "chosen", "rejected"] for record in records)
+        assert all(record["chosen"] != record["rejected"] for record in records)
+
+
+def test_siblings_are_of_the_train_split_in_training_and_never_unseen_outside_the_unseen_file(
+    wheels: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[set[str], set[str]]] = []
+
+    def note(asked: list[Entity], others: list[Entity], **_: Keep) -> Iterator[dict[str, str]]:
+        given.append(({split_of(entity.id) for entity in asked}, {split_of(entity.id) for entity in others}))
+        return iter(())
+
+    monkeypatch.setattr(corpus, "preferences", note)
+    corpus.build(wheels, tmp_path / "corpus")
+    assert given == [
+        ({"train"}, {"train"}),
+        ({"seen"}, {"train", "seen"}),
+        ({"unseen"}, {"train", "seen", "unseen"}),
+    ]
 
 
 def test_two_builds_give_the_same_bytes(built: Path, wheels: dict[str, Path], tmp_path: Path) -> None:

@@ -11,11 +11,17 @@ from pathlib import Path
 import pytest
 
 from tests.pool import Pool
-from tests.running import deepspeed_engine, loader_of, make_job, plain_engine, prepare_folder, take_steps
+from tests.running import (
+    Steps,
+    assert_same,
+    loader_of,
+    make_job,
+    plain_engine,
+    prepare_folder,
+    steps_on,
+    take_steps,
+)
 from velocity.distributed.comm import Ranks
-
-TOLERANCE = 1e-5
-Steps = list[tuple[float, float]]
 
 
 @pytest.fixture(scope="module")
@@ -27,20 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reference(folder: Path) -> Steps:
     job = make_job(folder, {})
     return take_steps(job, plain_engine(job), Ranks())
-
-
-def on_ranks(ranks: Ranks, folder: Path, changes: dict[str, object]) -> Steps:
-    job = make_job(folder, changes)
-    engine = deepspeed_engine(job, ranks)
-    steps = take_steps(job, engine, ranks)
-    engine.engine.destroy()
-    return steps
-
-
-def assert_same(steps: Steps, reference: Steps) -> None:
-    for number, (one, other) in enumerate(zip(steps, reference, strict=True)):
-        assert one[0] == pytest.approx(other[0], rel=TOLERANCE, abs=TOLERANCE), f"loss of step {number}"
-        assert one[1] == pytest.approx(other[1], rel=TOLERANCE, abs=TOLERANCE), f"gradient norm of step {number}"
 
 
 def test_the_reference_learns_so_that_a_wrong_scale_would_show(reference: Steps) -> None:
@@ -58,7 +50,7 @@ def test_one_process_gives_the_same_for_any_number_of_micro_batches(folder: Path
 def test_two_ranks_give_the_same_as_one_process(
     pool: Pool, folder: Path, reference: Steps, zero: int, micro: int
 ) -> None:
-    first, second = pool(on_ranks, folder, {"strategy.zero": zero, "batch.micro": micro})
+    first, second = pool(steps_on, folder, {"strategy.zero": zero, "batch.micro": micro})
     assert first == second
     assert_same(first, reference)
 
@@ -69,12 +61,12 @@ def test_unpacked_rows_give_the_same_on_two_ranks(pool: Pool, folder: Path, zero
     changes = {"data.packing": False, "batch.rows": 5, "batch.micro": 1}
     job = make_job(folder, changes)
     expected = take_steps(job, plain_engine(job), Ranks())
-    assert_same(pool(on_ranks, folder, {**changes, "strategy.zero": zero})[0], expected)
+    assert_same(pool(steps_on, folder, {**changes, "strategy.zero": zero})[0], expected)
 
 
 @pytest.mark.parametrize("zero", [1, 3])
 def test_recomputed_activations_give_the_same(pool: Pool, folder: Path, reference: Steps, zero: int) -> None:
-    assert_same(pool(on_ranks, folder, {"strategy.zero": zero, "strategy.recompute": "layers"})[0], reference)
+    assert_same(pool(steps_on, folder, {"strategy.zero": zero, "strategy.recompute": "layers"})[0], reference)
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
@@ -82,7 +74,7 @@ def test_clipped_steps_are_the_same(pool: Pool, folder: Path, zero: int) -> None
     optimizer = {"kind": "sgd", "learning_rate": 0.5, "schedule": "constant", "warmup": 0, "gradient_clipping": 0.1}
     job = make_job(folder, {"optimizer": optimizer})
     expected = take_steps(job, plain_engine(job), Ranks())
-    assert_same(pool(on_ranks, folder, {"optimizer": optimizer, "strategy.zero": zero})[0], expected)
+    assert_same(pool(steps_on, folder, {"optimizer": optimizer, "strategy.zero": zero})[0], expected)
 
 
 def test_a_packed_batch_has_the_loss_and_gradient_of_its_sequences_one_by_one(folder: Path) -> None:

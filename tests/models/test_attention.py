@@ -46,7 +46,8 @@ def masked(query: Tensor, key: Tensor, value: Tensor, scale: float | None, windo
 
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, **others: Any) -> Tensor:
-    return varlen_attention(nn.Identity(), query, key, value, None, cu_seq_lens_q=BOUNDS, max_length_q=9, **others)[0]
+    bounds = {"cu_seq_lens_q": BOUNDS, "cu_seq_lens_k": BOUNDS, "max_length_q": 9, "max_length_k": 9}
+    return varlen_attention(nn.Identity(), query, key, value, None, **cast(Any, {**bounds, **others}))[0]
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 5, 100])
@@ -74,6 +75,41 @@ def test_a_sequence_does_not_change_with_its_neighbours():
     assert not torch.equal(before[:, :5], after[:, :5])
 
 
+# the second sequence goes on from the first one's first 3 tokens, the fourth from all 9 of the third
+SHARED = (0, 3, 0, 9)
+KEY_BOUNDS = torch.tensor([0, 5, 9, 18, 30], dtype=torch.int32)
+KEY_PLACES = torch.tensor([*range(5), *range(3), 5, *range(6, 15), *range(6, 15), *range(15, 18)])
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 100])
+@pytest.mark.parametrize("kv_heads", [4, 1])
+def test_a_sequence_that_goes_on_from_another_ones_beginning_equals_the_two_as_one(kv_heads: int, window: int | None):
+    ours, theirs = inputs(4, kv_heads), inputs(4, kv_heads)
+    keys: dict[str, Any] = {"cu_seq_lens_k": KEY_BOUNDS, "max_length_k": 12, "key_places_K": KEY_PLACES}
+    one = varlen(*ours, scaling=0.3, sliding_window=window, **keys)
+    starts = (0, 5, 6, 15)
+    parts = []
+    for number, (start, length, shared) in enumerate(zip(starts, LENGTHS, SHARED, strict=True)):
+        before = starts[number - 1]
+        places = torch.tensor([*range(before, before + shared), *range(start, start + length)])
+        query, key, value = (tensor.index_select(2, places) for tensor in theirs)
+        bounds = torch.tensor([0, shared + length], dtype=torch.int32)
+        alone: dict[str, Any] = {
+            "cu_seq_lens_q": bounds,
+            "cu_seq_lens_k": bounds,
+            "max_length_q": 12,
+            "max_length_k": 12,
+        }
+        parts.append(varlen(query, key, value, scaling=0.3, sliding_window=window, **alone)[:, shared:])
+    other = torch.cat(parts, dim=1)
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    weight = torch.randn(1, T, 4, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (one * weight).sum().backward()
+    (other * weight).sum().backward()
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, reference.grad, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(("name", "what"), [("softcap", "softens attention scores"), ("s_aux", "has attention sinks")])
 def test_what_it_cannot_do_is_refused_and_not_left_out(name: str, what: str):
     with pytest.raises(ValueError, match=f"Identity {what}; set model.attention: eager"):
@@ -97,8 +133,9 @@ def test_the_fused_kernel_equals_the_masked_one(kv_heads: int, window: int | Non
     same = (made[0].detach().requires_grad_(), made[1].detach().requires_grad_(), made[2].detach().requires_grad_())
     bounds = BOUNDS.cuda()
     one, _ = varlen_attention(
-        nn.Identity(), *made, None, scaling=0.1, sliding_window=window, cu_seq_lens_q=bounds, max_length_q=9
-    )
+        nn.Identity(), *made, None, scaling=0.1, sliding_window=window,
+        cu_seq_lens_q=bounds, cu_seq_lens_k=bounds, max_length_q=9, max_length_k=9,
+    )  # fmt: skip
     with torch.device("cuda"):
         other = masked(*same, scale=0.1, window=window)
     torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2)
@@ -106,6 +143,18 @@ def test_the_fused_kernel_equals_the_masked_one(kv_heads: int, window: int | Non
     other.float().square().sum().backward()
     for mine, reference in zip(made, same, strict=True):
         torch.testing.assert_close(mine.grad, reference.grad, rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 4])
+def test_the_fused_kernel_goes_on_from_another_sequences_beginning_as_the_processor_does(window: int | None):
+    plain = tuple(tensor.detach().repeat(1, 1, 1, 8).bfloat16() for tensor in inputs(4, 2))
+    keys: dict[str, Any] = {"cu_seq_lens_k": KEY_BOUNDS, "max_length_k": 12, "key_places_K": KEY_PLACES}
+    expected = varlen(*plain, scaling=0.1, sliding_window=window, **keys)
+    moved = {name: value.cuda() if isinstance(value, Tensor) else value for name, value in keys.items()}
+    there = tuple(tensor.cuda() for tensor in plain)
+    found = varlen(*there, scaling=0.1, sliding_window=window, cu_seq_lens_q=BOUNDS.cuda(), **moved)
+    torch.testing.assert_close(found.cpu(), expected, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize(("kind", "changes"), [("llama", {}), ("mistral", {"sliding_window": 4}), ("qwen2", {})])

@@ -124,22 +124,25 @@ def test_one_stop_token_stays_one_number():
 def test_a_card_says_what_the_model_was_trained_from_and_on_and_what_was_measured():
     card = model_card({
         "base": "some/base", "name": "run", "version": "0.1", "task": "sft", "steps": 12, "tokens": 34567,
+        "trained": "an adapter (dora)", "library": "peft",
         "sources": [{"path": "chats.jsonl", "records": 1000, "tokens": 20000, "trained": 5000}],
-        "evaluations": {"unseen": ({"perplexity": 12.345}, {"perplexity": 9.876})}, "settings": {"seed": 3},
+        "results": [("unseen", "perplexity", 12.345, 9.876), ("pairs", "reward margin", 0, None)],
+        "settings": {"seed": 3},
     })  # fmt: skip
     for part in (
-        "base_model: some/base",
-        "12 steps, 34,567 tokens",
+        "base_model: some/base\nlibrary_name: peft\n",
+        "task sft, an adapter (dora), 12 steps, 34,567 tokens",
         "- chats.jsonl: 1,000 records, 20,000 tokens, 5,000",
-        "| unseen | 12.35 | 9.88 |",
+        "| unseen | perplexity | 12.35 | 9.88 |\n| pairs | reward margin | 0.00 | not finite |\n",
         '"seed": 3',
     ):
         assert part in card, part
 
 
 def test_a_card_without_evaluations_says_so():
-    facts = {"base": "b", "name": "n", "version": "0", "task": "sft", "steps": 1, "tokens": 1, "sources": [],
-             "evaluations": {}, "settings": {}}  # fmt: skip
+    facts = {"base": "b", "name": "n", "version": "0", "task": "sft", "trained": "all parameters",
+             "library": "transformers", "steps": 1, "tokens": 1, "sources": [], "results": [],
+             "settings": {}}  # fmt: skip
     assert "None was asked for." in model_card(facts)
 
 

@@ -1,4 +1,4 @@
-"""A folder to a model: precision, attention, recomputation; what cannot be loaded says why."""
+"""A folder to a model: precision, attention; what cannot be loaded says why."""
 
 from __future__ import annotations
 
@@ -36,12 +36,6 @@ def test_a_model_is_loaded_in_the_precision_of_the_job(folder: Path, precision: 
 def test_the_attention_of_the_job_is_used(folder: Path, asked: str, used: str):
     model = load_model(folder, ModelConfig.model_validate({"path": str(folder), "attention": asked}), "fp32")
     assert model.config._attn_implementation == used  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("recompute", [False, True])
-def test_recomputation_is_on_where_it_is_asked_for(folder: Path, recompute: bool):
-    model = load_model(folder, ModelConfig(path=str(folder)), "fp32", recompute=recompute)
-    assert model.is_gradient_checkpointing == recompute
 
 
 def test_an_attention_that_is_not_installed_is_refused(folder: Path):

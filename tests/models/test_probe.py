@@ -12,25 +12,37 @@ from tests.making import tiny_config, tiny_model
 from velocity.batch import IGNORED, Batch
 from velocity.errors import UserError
 from velocity.models import attention
-from velocity.models.probe import TOLERANCE, check_isolation, check_scores, isolation_gap, scoring_gap
+from velocity.models.probe import (
+    TOLERANCE,
+    check_isolation,
+    check_scores,
+    check_sharing,
+    isolation_gap,
+    scoring_gap,
+    sharing_gap,
+)
 from velocity.models.scorer import CausalScorer
 
 V = 50
 
 
 class Toy:
-    """Scores a token by the mean of what it sees: its own sequence, or the whole row up to it."""
+    """Scores a token by the sum of what it sees: its own sequence and what that shares, or the whole row up to it."""
 
-    def __init__(self, *, leaks: bool) -> None:
-        self.leaks = leaks
+    def __init__(self, *, leaks: bool, shares: bool = True) -> None:
+        self.leaks, self.shares = leaks, shares
 
     def __call__(self, batch: Batch) -> Tensor:
-        seen_BS = batch.input_ids_BS.float().cumsum(1)
+        ids_BS = batch.input_ids_BS.float()
+        seen_BS = ids_BS.cumsum(1)
         if not self.leaks:
-            starts = [sum(row[:i]) for row in batch.lengths_B for i in range(len(row))]
-            for start, length in zip(starts, batch.lengths_B[0], strict=True):
-                part = batch.input_ids_BS[:, start : start + length].float()
-                seen_BS[:, start : start + length] = part.cumsum(1)
+            lengths, start, before = batch.lengths_B[0], 0, 0
+            for length, shared in zip(
+                lengths, batch.shared_B[0] if batch.shared_B else [0] * len(lengths), strict=True
+            ):
+                seen = ids_BS[:, before : before + shared].sum() if self.shares else 0.0
+                seen_BS[:, start : start + length] = seen + ids_BS[:, start : start + length].cumsum(1)
+                before, start = start, start + length
         return torch.where(batch.labels_BS == IGNORED, torch.zeros_like(seen_BS), -seen_BS)
 
 
@@ -42,7 +54,7 @@ def scorer(name: str = attention.NAME) -> CausalScorer:
 
 
 def policy_of(made: CausalScorer) -> Any:
-    return lambda batch: made(batch.input_ids_BS, batch.position_ids_BS, batch.labels_BS, batch.lengths_B)
+    return lambda batch: made(*batch.inputs(torch.device("cpu")))
 
 
 def test_a_policy_that_isolates_passes():
@@ -83,6 +95,25 @@ def test_a_real_model_that_takes_a_row_for_one_sequence_is_refused():
     assert gap > 2 * TOLERANCE
     with pytest.raises(UserError, match="see each other"):
         check_isolation(one_mask, V)
+
+
+def test_a_policy_whose_second_answer_sees_the_shared_prompt_passes():
+    assert sharing_gap(Toy(leaks=False), V) == 0
+    check_sharing(Toy(leaks=False), V)
+
+
+@pytest.mark.parametrize("toy", [Toy(leaks=False, shares=False), Toy(leaks=True)], ids=["nothing", "everything"])
+def test_a_policy_whose_second_answer_sees_less_or_more_is_refused_with_the_remedy(toy: Toy):
+    with pytest.raises(UserError, match="two answers cannot share their prompt with this model's layers") as caught:
+        check_sharing(toy, V)
+    assert "model.attention: sdpa, and data.packing: false" in str(caught.value)
+
+
+def test_a_real_model_shares_a_prompt_with_variable_length_attention_alone():
+    assert sharing_gap(policy_of(scorer()), V) < 1e-5
+    for name in ("eager", "sdpa"):  # they isolate by positions that restart, and know nothing of what is shared
+        with pytest.raises(UserError, match="cannot share their prompt"):
+            check_sharing(policy_of(scorer(name)), V)
 
 
 def test_a_scorer_scores_as_its_models_logits_say():

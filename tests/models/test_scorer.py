@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.making import tiny_config, tiny_model
 from velocity.batch import IGNORED, Batch
-from velocity.data.collate import collate
+from velocity.data.collate import collate, whole
 from velocity.data.encode import TokenSequence
 from velocity.models import attention
 from velocity.models.scorer import CausalScorer, HeadRules, head_rules
@@ -32,7 +32,8 @@ def sequence(length: int, seed: int, trained: float = 0.6) -> TokenSequence:
 
 
 SEQUENCES = [sequence(length, seed) for seed, length in enumerate((9, 1, 5, 12, 3))]
-PACKED = collate([[SEQUENCES[0], SEQUENCES[1], SEQUENCES[2]], [SEQUENCES[3], SEQUENCES[4]]])
+WHOLE = [whole(item) for item in SEQUENCES]
+PACKED = collate([WHOLE[:3], WHOLE[3:]])
 
 
 def scorer_of(config: Any, name: str = attention.NAME) -> CausalScorer:
@@ -47,7 +48,7 @@ def llama(**changes: Any) -> Any:
 
 
 def score(scorer: CausalScorer, batch: Batch) -> Tensor:
-    logps_BS: Tensor = scorer(batch.input_ids_BS, batch.position_ids_BS, batch.labels_BS, batch.lengths_B)
+    logps_BS: Tensor = scorer(*batch.inputs(torch.device("cpu")))
     return logps_BS
 
 
@@ -98,7 +99,7 @@ def test_other_attention_implementations_isolate_by_position_ids(name: str):
 
 def test_packed_rows_score_as_the_same_sequences_in_rows_of_their_own():
     scorer = scorer_of(llama())
-    separate = collate([[item] for item in SEQUENCES])
+    separate = collate([[piece] for piece in WHOLE])
     one, other = score(scorer, PACKED), score(scorer, separate)
     torch.testing.assert_close(
         one[PACKED.labels_BS != IGNORED], other[separate.labels_BS != IGNORED], rtol=0, atol=1e-5
@@ -109,7 +110,7 @@ def test_padding_is_never_computed():
     scorer = scorer_of(llama())
     seen: list[int] = []
     scorer.model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numel()))
-    short_and_long = collate([[SEQUENCES[1]], [SEQUENCES[3]]])
+    short_and_long = collate([[WHOLE[1]], [WHOLE[3]]])
     score(scorer, short_and_long)
     assert short_and_long.input_ids_BS.numel() == 24  # 2 rows x 12
     assert seen == [1 + 12]
@@ -117,7 +118,7 @@ def test_padding_is_never_computed():
 
 def test_what_stands_in_the_padding_changes_nothing():
     scorer = scorer_of(llama())
-    batch = collate([[SEQUENCES[4]], [SEQUENCES[3]]])
+    batch = collate([[WHOLE[4]], [WHOLE[3]]])
     other_ids = batch.input_ids_BS.clone()
     other_ids[0, 3:] = 7
     other = Batch(other_ids, batch.position_ids_BS, batch.labels_BS, batch.lengths_B)

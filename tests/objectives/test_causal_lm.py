@@ -31,6 +31,7 @@ def uniform(vocabulary: int):
 def test_a_unit_is_a_trained_token():
     assert CausalLM().units(batch_of([5, IGNORED, 0], [IGNORED, IGNORED, 7])) == 3
     assert CausalLM().units(batch_of([IGNORED])) == 0
+    assert CausalLM().unit == "tokens"
 
 
 def test_the_loss_of_a_uniform_policy_is_log_v_a_trained_token():

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.making import write_job
-from velocity.config.job import LoadedJob, flatten, load_job
+from tests.making import job_data, write_job
+from velocity.config.job import Job, LoadedJob, flatten, load_job
 from velocity.errors import UserError
 from velocity.planner.hardware import Hardware
 from velocity.planner.plan import ModelSize, Precision, Zero, model_size, resolve, state_bytes
@@ -66,6 +66,12 @@ def test_a_model_that_is_not_here_has_no_size(tmp_path: Path):
     assert model_size(tmp_path) is None
 
 
+def state(size: ModelSize, precision: Precision, zero: Zero, processes: int, **sections: Any) -> float:
+    """Bytes of a rank, for a job with these sections."""
+    job = Job.model_validate({**job_data(Path("folder")), **sections})
+    return state_bytes(job, size, precision, zero, processes)
+
+
 @pytest.mark.parametrize(
     ("zero", "gigabytes"),
     # arXiv 1910.02054, figure 1: 7.5e9 parameters in 16 bit on 64 ranks. By hand: 7.5 x (2 + 2 + 12) = 120,
@@ -73,7 +79,7 @@ def test_a_model_that_is_not_here_has_no_size(tmp_path: Path):
     [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.9)],
 )
 def test_the_state_of_a_rank_in_16_bit_is_that_of_the_zero_paper(zero: Zero, gigabytes: float):
-    assert state_bytes(7_500_000_000, "bf16", zero, 64) / 1e9 == pytest.approx(gigabytes, abs=0.05)
+    assert state(ModelSize(7_500_000_000, 1, 1), "bf16", zero, 64) / 1e9 == pytest.approx(gigabytes, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -81,13 +87,53 @@ def test_the_state_of_a_rank_in_16_bit_is_that_of_the_zero_paper(zero: Zero, gig
     [(0, 16.0), (1, 4 + 4 + 8 / 4), (2, 4 + (4 + 8) / 4), (3, 16 / 4)],  # weight, gradient, two moments; four ranks
 )
 def test_the_state_of_a_rank_in_fp32_has_no_second_copy_of_the_weights(zero: Zero, a_parameter: float):
-    assert state_bytes(100, "fp32", zero, 4) == 100 * a_parameter
+    assert state(ModelSize(100, 1, 1), "fp32", zero, 4) == 100 * a_parameter
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_one_rank_saves_nothing_by_a_higher_stage(precision: Precision, zero: Zero):
-    assert state_bytes(10, precision, zero, 1) == 160
+    assert state(ModelSize(10, 1, 1), precision, zero, 1) == 160
+
+
+WIDE = ModelSize(1_000_000, layers=2, hidden=64)
+# Rank 8 beside every linear map of a layer: 32 hidden widths of inputs and outputs. 8 x 2 x 64 x 32
+ADAPTER = 32_768
+
+
+@pytest.mark.parametrize(
+    ("zero", "a_trained_one"),
+    [(0, 2 + 2 + 12), (1, 2 + 2 + 12 / 4), (2, 2 + (2 + 12) / 4)],  # weight, gradient, optimizer; four ranks
+)
+def test_only_the_adapter_has_gradients_and_an_optimizers_state(zero: Zero, a_trained_one: float):
+    found = state(WIDE, "bf16", zero, 4, adapter={"rank": 8})
+    assert found == 2 * 1_000_000 + ADAPTER * a_trained_one
+
+
+def test_stage_3_splits_the_frozen_weights_too():
+    assert state(WIDE, "fp32", 3, 4, adapter={"rank": 8}) == (4 * 1_000_000 + 16 * ADAPTER) / 4
+
+
+@pytest.mark.parametrize(("bits", "bytes_each"), [(None, 2), (8, 1), (4, 0.5)])
+def test_bits_shrink_the_frozen_weights_and_not_the_adapter(bits: int | None, bytes_each: float):
+    found = state(WIDE, "bf16", 1, 1, adapter={"rank": 8, "bits": bits})
+    assert found == bytes_each * 1_000_000 + 16 * ADAPTER
+
+
+@pytest.mark.parametrize("kind", ["dpo", "kto"])
+def test_a_live_reference_is_a_second_model_split_over_the_ranks(kind: str):
+    pairs: dict[str, Any] = {"task": "preference"}
+    cached, live = (
+        state(WIDE, "bf16", 1, 4, **pairs, preference={"kind": kind, "reference": where})
+        for where in ("cached", "live")
+    )
+    assert cached == (2 + 2 + 12 / 4) * 1_000_000
+    assert live == cached + 2 * 1_000_000 / 4
+
+
+def test_the_live_reference_of_an_adapter_is_the_same_model_without_it():
+    sections: dict[str, Any] = {"task": "preference", "preference": {"reference": "live"}, "adapter": {"rank": 8}}
+    assert state(WIDE, "bf16", 1, 4, **sections) == state(WIDE, "bf16", 1, 4, adapter={"rank": 8})
 
 
 def strategy(loaded: LoadedJob) -> tuple[Any, ...]:
@@ -176,6 +222,42 @@ def test_activations_are_computed_again_where_not_one_row_of_them_fits(tmp_path:
         tmp_path, one, 3_500_000_000, layers=32, hidden=4096, batch={"rows": 512}, data={"sequence_length": 8192}
     )
     assert (loaded.job.batch.micro, loaded.job.strategy.recompute) == (3, "layers")
+
+
+@pytest.mark.parametrize(("kind", "micro"), [("dpo", 2), ("kto", 4)])
+def test_a_row_of_pairs_holds_two_sequences_and_one_of_single_answers_one(tmp_path: Path, kind: str, micro: int):
+    # 1024 tokens at once, in rows of 2 x 256 or of 256
+    loaded = planned(
+        tmp_path, CPU, 1_000_000, task="preference", preference={"kind": kind}, batch={"rows": 64},
+        data={"sequence_length": 256},
+    )  # fmt: skip
+    assert loaded.job.batch.micro == micro
+
+
+def test_a_gpu_computes_half_as_many_rows_of_pairs(tmp_path: Path):
+    # as above: 56.55 GiB remain beside the state, and a row of 2 x 4096 tokens takes 6.375 of them. 56.55 / 6.375 = 8.9
+    one = Hardware(8, 64.0, cpu_bf16=True, gpus=(("NVIDIA H100 80GB HBM3", 80.0, 9.0),))
+    loaded = planned(
+        tmp_path, one, 500_000_000, layers=24, hidden=1024, task="preference", batch={"rows": 512},
+        data={"sequence_length": 4096},
+    )  # fmt: skip
+    assert loaded.job.batch.micro == 8
+
+
+@pytest.mark.parametrize(
+    ("bits", "zero"),
+    # 300e9 parameters: 559 GiB in bf16, of which a rank holds an eighth under stage 3; 140 GiB in 4 bit. A rank's half
+    # of a GPU is 32 GiB: too little for either, and for stage 3 in 4 bit it would be enough
+    [(None, 3), (8, 2), (4, 2)],
+)
+def test_quantised_weights_are_never_split(tmp_path: Path, bits: int | None, zero: int):
+    loaded = planned(tmp_path, EIGHT_GPUS, 300_000_000_000, adapter={"bits": bits})
+    assert loaded.job.strategy.zero == zero
+
+
+def test_an_adapter_trains_at_a_lower_stage_than_the_whole_model(tmp_path: Path):
+    # 13e9 x 2 bytes = 24.2 GiB of frozen weights fit into a rank's 32 GiB whole; all parameters needed stage 3 above
+    assert planned(tmp_path, EIGHT_GPUS, 13_000_000_000, adapter={}).job.strategy.zero == 1
 
 
 def test_a_batch_in_tokens_counts_in_rows(tmp_path: Path):

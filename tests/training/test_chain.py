@@ -8,6 +8,7 @@ import pytest
 
 from tests.making import tiny_model_folder, write_job
 from velocity.config.job import Job, load_job
+from velocity.config.resolved import render
 from velocity.errors import UserError
 from velocity.training.chain import model_ahead
 
@@ -51,3 +52,15 @@ def test_a_job_that_comes_before_its_model_is_refused(folder: Path, tmp_path: Pa
     with pytest.raises(UserError, match="no such model folder"):
         model_ahead(second, [], weights=True)
     assert model_ahead(first, [second], weights=True)[1] == folder / "model"
+
+
+def test_a_run_whose_adapter_is_not_merged_yet_is_looked_at_as_its_own_model(folder: Path, tmp_path: Path):
+    loaded = load_job(write_job(tmp_path / "lora.yaml", model=str(folder / "model"), output=str(tmp_path / "lora"),
+                                adapter={}, data={"chat_template": "a.jinja"}))  # fmt: skip
+    (tmp_path / "lora" / "model").mkdir(parents=True)
+    (tmp_path / "lora" / "job.yaml").write_text(render(loaded))
+    (tmp_path / "lora" / "model" / "adapter_config.json").write_text("{}")
+    found, where = model_ahead(job(tmp_path, "next", tmp_path / "lora"), [], weights=False)
+    assert where == folder / "model"
+    assert found.data.chat_template == "a.jinja"
+    assert not (tmp_path / "lora" / "merged").exists(), "a look changes nothing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from tests.training.test_trainer import ToyEngine
 from velocity.batch import IGNORED, Batch
 from velocity.objectives.causal_lm import CausalLM
+from velocity.objectives.objective import LossOutput, Policy, SharedPolicy
 from velocity.training.evaluate import Stopped, evaluate
 
 
@@ -34,7 +36,7 @@ class TwoRanks(NotingEngine):
     """Another rank scored as many labels at twice the loss."""
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
-        return value + value * torch.tensor([2.0, 1.0])[: len(value)]
+        return value * 3 if value.is_floating_point() else value * 2  # a loss, or a count
 
 
 def row(*labels: int) -> Batch:
@@ -46,6 +48,36 @@ def test_the_loss_of_a_set_is_over_its_labels_not_a_mean_of_batches():
     # (1 + 1 + 1 + 5) / 4 = 2; the mean of the batches' means would be (1 + 5) / 2 = 3
     found = evaluate(NotingEngine(), CausalLM(), {"unseen": [row(1, 1, 1), row(5, IGNORED)]})
     assert found == {"unseen": {"loss": 2.0, "perplexity": pytest.approx(math.exp(2)), "tokens": 4}}
+
+
+class Rows(CausalLM):
+    """Its units are rows, and their number is a metric; notes the sets it was prepared for."""
+
+    unit = "pairs"
+
+    def __init__(self) -> None:
+        self.prepared: list[int] = []
+
+    def units(self, batch: Batch) -> int:
+        return len(batch.lengths_B)
+
+    def prepare(self, policy: SharedPolicy, batches: Iterable[Batch]) -> None:
+        self.prepared.append(len(list(batches)))
+
+    def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
+        return LossOutput(super().__call__(policy, batch).total, {"margin": torch.tensor(0.5)})
+
+
+def test_a_loss_that_is_not_one_a_token_has_no_perplexity_and_metrics_are_means_over_its_units():
+    found = evaluate(NotingEngine(), Rows(), {"unseen": [row(1, 1), row(4, IGNORED)]})
+    # (1 + 1 + 4) nats over two rows; two batches' half over two rows
+    assert found == {"unseen": {"loss": 3.0, "margin": 0.5, "pairs": 2}}
+
+
+def test_an_objective_is_told_of_each_set_as_a_whole_before_it_is_scored():
+    objective = Rows()
+    evaluate(NotingEngine(), objective, {"unseen": [row(1), row(2)], "general": [row(3)]})
+    assert objective.prepared == [2, 1]
 
 
 def test_sets_are_scored_apart_and_keep_their_names():
@@ -63,6 +95,13 @@ def test_dropout_is_off_while_scoring_and_on_again_afterwards():
     engine = NotingEngine()
     evaluate(engine, CausalLM(), {"unseen": [row(1)]})
     assert engine.heard == [False, True]
+
+
+def test_a_stop_is_heard_while_an_objective_looks_at_the_whole_set():
+    objective = Rows()
+    with pytest.raises(Stopped):
+        evaluate(NotingEngine(), objective, {"unseen": [row(1), row(2)]}, lambda: True)
+    assert objective.prepared == []
 
 
 def test_a_stop_leaves_the_evaluation_before_its_next_batch():

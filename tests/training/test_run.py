@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -12,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.making import tiny_model, tiny_tokenizer, write_job, write_jsonl
 from tests.pool import Pool
-from tests.running import prepare_folder, ragged_rows
+from tests.running import WORDS, prepare_folder, ragged_rows
 from velocity.config.job import load_job
 from velocity.distributed import failure
 from velocity.distributed.comm import Ranks
 from velocity.planner.hardware import Hardware
 from velocity.planner.plan import resolve
-from velocity.training.run import _seed, train
+from velocity.training.run import train
 from velocity.training.run_folder import RunFolder
 from velocity.training.setup import claim, prepare_inputs
 
@@ -63,6 +63,34 @@ def test_a_run_counts_the_steps_of_its_epochs_and_scores_every_set_five_times_an
     assert "60 records" in (run.model / "README.md").read_text()
 
 
+@pytest.mark.parametrize(("kind", "unit", "loss"), [("dpo", "pairs", math.log(2)), ("kto", "answers", 0.5)])
+def test_a_preference_run_begins_at_its_reference_and_tells_what_it_counts(
+    pool: Pool, tmp_path: Path, kind: str, unit: str, loss: float
+):
+    prepare_folder(tmp_path)
+    rows = [{"prompt": f"{word}?", "chosen": f"{word} it is.", "rejected": f"no {word}"} for word in WORDS]
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    run = claimed(
+        tmp_path,
+        task="preference",
+        preference={"kind": kind},
+        data={"train": str(tmp_path / "pairs.jsonl"), "eval": {"unseen": str(tmp_path / "pairs.jsonl")}},
+        batch={"rows": 6, "micro": 1},
+        duration={"steps": 3},
+    )
+    pool(_train, run.path)
+    steps = [line for line in run.lines() if "loss" in line]
+    before = next(line["eval"]["unseen"] for line in run.lines() if "eval" in line)
+    assert [line[unit] for line in steps] == [6, 6, 6]
+    assert all(line["tokens"] > line[unit] for line in steps), "answers have several tokens that are trained on"
+    # every reward is 0 where the policy is its reference: -log sigmoid(0), and 1 - sigmoid(0)
+    assert (before["loss"], before["margin"]) == (pytest.approx(loss, abs=1e-4), pytest.approx(0, abs=1e-4))
+    assert before[unit] == len(WORDS) * (2 if kind == "kto" else 1)
+    assert "perplexity" not in before
+    assert {what for _, what, _, _ in run.results()} >= {"reward accuracy", "reward margin"}
+    assert run.status()["state"] == "complete"
+
+
 def test_a_model_with_dropout_is_not_taken_for_one_that_leaks_or_scores_otherwise(pool: Pool, tmp_path: Path):
     from transformers import GPT2Config
 
@@ -78,20 +106,6 @@ def test_a_model_with_dropout_is_not_taken_for_one_that_leaks_or_scores_otherwis
     run = claimed(tmp_path, duration={"steps": 1})
     pool(_train, run.path)
     assert run.status()["state"] == "complete"
-
-
-def drawn(*place: int) -> list[float]:
-    _seed(*place)
-    return torch.rand(4).tolist()
-
-
-def test_dropout_is_a_function_of_seed_step_and_rank():
-    with torch.random.fork_rng(devices=[]):
-        first = drawn(0, 5, 1)
-        torch.rand(100)
-        assert drawn(0, 5, 1) == first
-        places = [(seed, step, rank) for seed in (0, 1) for step in (0, 1, 1000) for rank in (0, 1, 7)]
-        assert len({tuple(drawn(*place)) for place in places}) == len(places)
 
 
 @pytest.fixture(name="failed", scope="module")

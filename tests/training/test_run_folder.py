@@ -39,3 +39,28 @@ def test_evaluations_are_the_first_and_the_last_of_each_set(tmp_path: Path) -> N
     rows = [{"step": step, "eval": {"unseen": {"perplexity": 10.0 - step}}} for step in (0, 3, 6)]
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run.evaluations() == {"unseen": ({"perplexity": 10.0}, {"perplexity": 4.0})}
+
+
+def test_results_are_the_measures_that_a_set_has_with_their_names_for_people(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    before = {"pairs": {"loss": 0.7, "accuracy": 0.5, "margin": 0.0, "chosen_length": 9.0, "preference_accuracy": 0.4}}
+    after = {"pairs": {"loss": 0.6, "accuracy": 0.8, "margin": 1.5, "chosen_length": 9.0, "preference_accuracy": 0.6}}
+    rows = [
+        {"step": 0, "eval": {**before, "text": {"loss": 1.0, "perplexity": 2.7, "tokens": 5}}},
+        {"step": 1, "loss": 0.7},
+        {"step": 2, "eval": {**after, "text": {"loss": 0.5, "perplexity": 1.6, "tokens": 5}}},
+    ]
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run.results() == [
+        ("pairs", "reward accuracy", 0.5, 0.8),
+        ("pairs", "preference accuracy", 0.4, 0.6),
+        ("pairs", "reward margin", 0.0, 1.5),
+        ("text", "perplexity", 2.7, 1.6),
+    ]
+
+
+def test_a_run_that_was_not_evaluated_has_no_results(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.results() == []
+    run.metrics.write_text(json.dumps({"step": 1, "loss": 0.7}) + "\n")
+    assert run.results() == []

@@ -71,6 +71,26 @@ def test_a_claimed_folder_holds_the_job_the_deepspeed_configuration_and_the_envi
     assert not run.rejected.exists()
 
 
+def test_the_whole_content_of_the_model_is_hashed_where_a_reference_is_kept_and_there_alone(tmp_path: Path):
+    prepare_folder(tmp_path)
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": "Why?", "chosen": "So.", "rejected": "No."}])
+
+    def content(*overrides: str) -> str | None:
+        job = loaded(tmp_path, tmp_path / "run", f"data.train={pairs}", "task=preference", *overrides)
+        return inputs_of(job).model_content
+
+    first = content()
+    assert first and content("preference.kind=kto") == first
+    assert content("preference.reference=live") is None
+    assert content("preference.kind=orpo") is None
+    assert inputs_of(loaded(tmp_path, tmp_path / "run")).model_content is None
+    path = tmp_path / "model" / "model.safetensors"
+    weights = bytearray(path.read_bytes())
+    weights[len(weights) // 2] ^= 1
+    path.write_bytes(weights)
+    assert content() not in (first, None)
+
+
 def test_records_that_were_left_out_are_listed_in_the_run_with_place_and_reason(folder: Path, tmp_path: Path):
     rows = [chat("Why?", "So."), {"messages": "no"}, chat("When?", "Now."), {"text": 3}]
     bad = write_jsonl(tmp_path / "bad.jsonl", rows)

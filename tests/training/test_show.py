@@ -27,10 +27,10 @@ def scored(number: int, **perplexities: float) -> dict[str, Any]:
     return {"step": number, "eval": sets}
 
 
-def make_run(folder: Path, lines: list[Any], torn: str = "", state: str = "running") -> RunFolder:
+def make_run(folder: Path, lines: list[Any], torn: str = "", state: str = "running", **sections: Any) -> RunFolder:
     run = RunFolder(folder / "run")
     run.path.mkdir(parents=True)
-    run.job.write_text(render(load_job(write_job(folder / "job.yaml"))))
+    run.job.write_text(render(load_job(write_job(folder / "job.yaml", **sections))))
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines) + torn)
     run.set_status(state)
     return run
@@ -69,8 +69,33 @@ def test_evaluations_are_shown_before_and_after_with_their_change(tmp_path: Path
     run = make_run(tmp_path, [*lines, scored(2, unseen=5.0, general=22.0)], state="complete")
     assert summarise(run.path)["evaluations"]["unseen"]["after"]["perplexity"] == 5.0
     rows = [line.replace("│", " ").split() for line in shown(run, capsys).splitlines()]
-    assert ["unseen", "10.00", "5.00", "-50.0%"] in rows
-    assert ["general", "20.00", "22.00", "+10.0%"] in rows
+    assert ["unseen", "perplexity", "10.00", "5.00", "-50.0%"] in rows
+    assert ["general", "perplexity", "20.00", "22.00", "+10.0%"] in rows
+
+
+def test_of_a_preference_run_accuracies_and_the_margin_are_shown_with_their_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = {"loss": 0.69, "accuracy": 0.5, "preference_accuracy": 0.41, "margin": 0.0, "kl": 0.1, "pairs": 64}
+    after = {**before, "loss": 0.5, "accuracy": 0.75, "preference_accuracy": 0.39, "margin": 1.234}
+    lines = [{"step": 0, "eval": {"unseen": before}}, {**step(1), "pairs": 8}, {"step": 1, "eval": {"unseen": after}}]
+    run = make_run(tmp_path, lines, state="complete", task="preference")
+    assert summarise(run.path)["results"][0] == ("unseen", "reward accuracy", 0.5, 0.75)
+    text = shown(run, capsys)
+    rows = [line.replace("│", " ").split() for line in text.splitlines()]
+    # a difference, not a share: an accuracy of 0.5 is chance, and a margin begins at 0
+    assert ["unseen", "reward", "accuracy", "0.50", "0.75", "+0.25"] in rows
+    assert ["unseen", "preference", "accuracy", "0.41", "0.39", "-0.02"] in rows
+    assert ["unseen", "reward", "margin", "0.00", "1.23", "+1.23"] in rows
+    assert "perplexity" not in text and "kl" not in text.split()
+    assert f"{run.path}: preference of" in text.replace("\n", "")
+
+
+def test_an_accuracy_that_was_not_finite_is_shown_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    sets = ({"unseen": {"loss": 0.7, "margin": 0.5}}, {"unseen": {"loss": None, "margin": None}})
+    run = make_run(tmp_path, [{"step": 0, "eval": sets[0]}, step(1), {"step": 1, "eval": sets[1]}])
+    rows = [line.replace("│", " ").split() for line in shown(run, capsys).splitlines()]
+    assert ["unseen", "reward", "margin", "0.50", "not", "finite"] in rows
 
 
 def test_a_run_that_has_not_stepped_yet_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -146,7 +171,7 @@ def test_a_run_whose_losses_were_not_finite_is_shown(tmp_path: Path, capsys: pyt
 def test_one_evaluation_is_before_and_not_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = make_run(tmp_path, [scored(0, unseen=10.0), step(1)])
     rows = [line.replace("│", " ").split() for line in shown(run, capsys).splitlines()]
-    assert ["unseen", "10.00"] in rows
+    assert ["unseen", "perplexity", "10.00"] in rows
 
 
 def test_a_share_of_values_that_were_not_finite_is_a_gap_in_the_line():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from tests.running import Recorder
 from velocity.batch import Batch
 from velocity.config.sections import SGDConfig
-from velocity.data.collate import collate
+from velocity.data.collate import collate, whole
 from velocity.data.encode import TokenSequence
 from velocity.distributed.engine import StepStats
 from velocity.errors import InterruptedRun, JobError
 from velocity.objectives.causal_lm import CausalLM
-from velocity.objectives.objective import LossOutput, Policy
+from velocity.objectives.objective import LossOutput, Policy, SharedPolicy
 from velocity.training.checkpoint import Checkpoints, TrainState
 from velocity.training.trainer import Parts, Plan, Trainer
 
@@ -63,7 +63,8 @@ def _batch(lengths: list[int]) -> Batch:
     import numpy as np
 
     rows = [
-        [TokenSequence(np.arange(n, dtype=np.int32), np.array([0] + [1] * (n - 1), dtype=np.uint8))] for n in lengths
+        [whole(TokenSequence(np.arange(n, dtype=np.int32), np.array([0] + [1] * (n - 1), dtype=np.uint8)))]
+        for n in lengths
     ]
     return collate(rows, [f"data.jsonl:{n}" for n in lengths])
 
@@ -111,6 +112,44 @@ def test_metrics_are_summed_over_micro_batches_and_divided_once_by_the_units(tmp
     trainer, recorder = _trainer(tmp_path, ToyEngine(), total=1, objective=WithMetrics())
     trainer.run()
     assert recorder.lines[0]["rows"] == pytest.approx(3 / 14)  # 2 + 1 rows, 14 labels
+
+
+class Rows(CausalLM):
+    """An objective whose units are rows; notes what it was prepared with, and when."""
+
+    unit = "pairs"
+
+    def __init__(self) -> None:
+        self.heard: list[int] = []
+
+    def units(self, batch: Batch) -> int:
+        return len(batch.lengths_B)
+
+    def prepare(self, policy: SharedPolicy, batches: Iterable[Batch]) -> None:
+        self.heard.append(len(list(batches)))
+
+    def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
+        self.heard.append(0)
+        return super().__call__(policy, batch)
+
+
+def test_a_loss_over_other_units_than_tokens_is_divided_by_those_and_both_are_told(tmp_path: Path) -> None:
+    engine = ToyEngine()
+    trainer, recorder = _trainer(tmp_path, engine, total=1, objective=Rows())
+    trainer.run()
+    # three rows with 2 + 4 + 8 labels, each with loss -w
+    assert engine.gradients == pytest.approx([-14 / 3])
+    assert recorder.lines[0]["loss"] == pytest.approx(14 / 3)
+    assert (recorder.lines[0]["tokens"], recorder.lines[0]["pairs"]) == (14, 3)
+    assert recorder.evaluations[0][1]["unseen"] == {"loss": 3.0, "pairs": 1}
+
+
+def test_an_objective_sees_the_whole_global_batch_before_its_first_micro_batch_is_scored(tmp_path: Path) -> None:
+    objective = Rows()
+    trainer, _ = _trainer(tmp_path, ToyEngine(), total=2, objective=objective)
+    trainer.run()
+    # an evaluation of one batch, two steps of two, an evaluation
+    assert objective.heard == [1, 0, 2, 0, 0, 2, 0, 0, 1, 0]
 
 
 def test_what_takes_a_while_is_said_before(tmp_path: Path) -> None:

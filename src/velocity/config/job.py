@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
+from velocity.config.adapter import AdapterConfig
 from velocity.config.base import Config, Mark, apply_override, read_yaml, validate
 from velocity.config.launch import LocalConfig
+from velocity.config.objective import DPOConfig, KTOConfig, PreferenceConfig
 from velocity.config.sections import (
     BatchConfig,
     CheckpointConfig,
@@ -50,9 +52,11 @@ def _auto_to_mapping(value: Any) -> Any:
 
 
 class Job(Config):
-    """A training job: continued pre-training or supervised fine-tuning of all parameters."""
+    """A training job: continued pre-training, supervised fine-tuning or preference optimisation."""
 
-    task: Literal["pretrain", "sft"] = Field(description="pretrain trains on every token, sft on the assistant's turns")
+    task: Literal["pretrain", "sft", "preference"] = Field(
+        description="pretrain trains on every token, sft on the assistant's turns, preference on answers compared"
+    )
     model: Annotated[ModelConfig, BeforeValidator(path_to_mapping, json_schema_input_type=str | ModelConfig)]
     output: str = Field(description="the run folder; it belongs to this job")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -63,12 +67,49 @@ class Job(Config):
     strategy: Annotated[
         StrategyConfig, BeforeValidator(_auto_to_mapping, json_schema_input_type=Literal["auto"] | StrategyConfig)
     ] = StrategyConfig()
+    adapter: AdapterConfig | None = Field(None, description="left out: all parameters are trained")
+    preference: PreferenceConfig | None = Field(None, description="task preference: DPO if left out")
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: Annotated[
         tuple[Tracker, ...], BeforeValidator(one_to_list, json_schema_input_type=Tracker | list[Tracker])
     ] = ()
     launch: LocalConfig = LocalConfig()
     deepspeed: dict[str, Any] = Field({}, description="raw DeepSpeed settings, passed through")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preference_is_dpo(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("task") == "preference" and data.get("preference") is None:
+            return {**data, "preference": {}}
+        return data
+
+    @model_validator(mode="after")
+    def _preference_counts_pairs(self) -> Job:
+        if self.task != "preference":
+            if self.preference is not None:
+                raise ValueError(f"preference does not go with task: {self.task}; use task: preference")
+        elif self.batch.tokens is not None:
+            raise ValueError("batch.tokens does not go with task: preference; count pairs, e.g. batch: {rows: 32}")
+        elif self.duration.tokens is not None:
+            raise ValueError("duration.tokens does not go with task: preference; use epochs or steps")
+        return self
+
+    @model_validator(mode="after")
+    def _quantised_weights_stay_whole(self) -> Job:
+        if self.adapter and self.adapter.bits and self.strategy.zero == 3:
+            raise ValueError("strategy.zero=3 does not go with adapter.bits: quantised weights are not split; use 2")
+        return self
+
+    @property
+    def row_tokens(self) -> int:
+        """The most tokens of a row: a pair is two sequences."""
+        pairs = self.task == "preference" and not isinstance(self.preference, KTOConfig)
+        return self.data.sequence_length * (2 if pairs else 1)
+
+    @property
+    def reference(self) -> Literal["cached", "live"] | None:
+        """Where the reference's log-probabilities come from; None for an objective that has no reference."""
+        return self.preference.reference if isinstance(self.preference, (DPOConfig, KTOConfig)) else None
 
     @model_validator(mode="after")
     def _batch_holds_rows(self) -> Job:

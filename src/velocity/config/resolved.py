@@ -13,7 +13,7 @@ from velocity.config.job import Job, LoadedJob, flatten
 
 # A run folder goes on where only these differ; anything else makes it another job.
 FREE = ("output", "duration", "strategy", "checkpoint", "tracking", "launch", "deepspeed", "batch.micro",
-        "data.cache", "data.processes", "data.eval_every")  # fmt: skip
+        "data.cache", "data.processes", "data.eval_every", "preference.reference")  # fmt: skip
 
 
 HEAD = "# The resolved job. Each value's origin: the file and line, the command line, the default, or the planner.\n"

@@ -19,7 +19,7 @@ from pydantic import (
 
 from velocity.config.base import Config
 
-Format = Literal["text", "chat", "prompt_completion"]
+Format = Literal["text", "chat", "prompt_completion", "preference", "feedback"]
 Attention = Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -85,17 +85,26 @@ class DataConfig(Config):
     train: Sources = Field(description="one source or a list")
     eval: Annotated[
         dict[str, Sources], BeforeValidator(_one_to_named, json_schema_input_type=OneOrMore | dict[str, OneOrMore])
-    ] = Field({}, description="one, or several by name")
+    ] = Field({}, description="one, or several by name (but not train: that is the training set)")
     eval_every: PositiveInt | None = Field(None, description="steps between evaluations; five times a run if left out")
-    sequence_length: Annotated[int, Field(ge=8)] = Field(1024, description="tokens of a row, and at most of a sequence")
+    sequence_length: Annotated[int, Field(ge=8)] = Field(
+        1024, description="tokens of a row, and at most of a sequence; a row of pairs holds twice as many"
+    )
     packing: bool = Field(True, description="several sequences a row, isolated from each other")
     on_bad_record: Literal["error", "skip"] = Field("error", description="skipped ones go to rejected.jsonl")
     on_long_chat: Literal["error", "cut", "skip"] = Field(
-        "error", description="what to do with a chat that is too long"
+        "error", description="what to do with a chat, or a prompt with its answers, that is too long"
     )
     chat_template: str | None = Field(None, description="a Jinja file to use in place of the tokenizer's own template")
     processes: PositiveInt | None = Field(None, description="tokenising processes; one a core if left out")
     cache: str = Field("~/.cache/velocity", description="folder of the tokenised data, shared by all jobs")
+
+    @field_validator("eval")
+    @classmethod
+    def _train_is_another_set(cls, sets: dict[str, Any]) -> dict[str, Any]:
+        if "train" in sets:
+            raise ValueError("an evaluation set cannot be named train; give it another name")
+        return sets
 
 
 class BatchConfig(Config):
@@ -104,7 +113,9 @@ class BatchConfig(Config):
     tokens: PositiveInt | None = Field(
         None, description="in tokens: packed rows of sequence_length, or whole sequences"
     )
-    rows: PositiveInt | None = Field(None, description="in rows: bins, or sequences without packing")
+    rows: PositiveInt | None = Field(
+        None, description="in rows: bins, or sequences without packing; task preference: pairs, or KTO's answers"
+    )
     micro: PositiveInt | Literal["auto"] = Field("auto", description="rows a rank computes at once")
 
     @model_validator(mode="after")

@@ -12,34 +12,11 @@ import numpy as np
 
 from velocity.batch import Batch
 from velocity.config.job import Job
-from velocity.data.collate import collate
-from velocity.data.encode import Ids, TokenSequence
+from velocity.data.corpus import Corpus
+from velocity.data.layout import Layout, build_layout
 from velocity.data.mixture import epoch_indices
 from velocity.data.pack import Groups, Indices, best_fit, one_each
-from velocity.data.store import SequenceStore
-
-
-class Corpus:
-    """Several stores laid end to end, each with its weight."""
-
-    def __init__(self, stores: Sequence[SequenceStore], weights: Sequence[float]) -> None:
-        self.stores, self.weights = stores, weights
-        self.sizes = [len(store) for store in stores]
-        self.lengths: Ids = np.concatenate([np.asarray(store.lengths) for store in stores])
-        self._ends = np.cumsum(self.sizes)
-
-    def _find(self, index: int) -> tuple[SequenceStore, int]:
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return self.stores[number], index - int(self._ends[number]) + self.sizes[number]
-
-    def __getitem__(self, index: int) -> TokenSequence:
-        store, inner = self._find(index)
-        return store[inner]
-
-    def place(self, index: int) -> str:
-        """`file:line` of the record behind a sequence."""
-        store, inner = self._find(index)
-        return store.place(inner)
+from velocity.data.turns import Ids
 
 
 @dataclass(frozen=True)
@@ -56,7 +33,9 @@ class TrainLoader:
 
     def __init__(self, corpus: Corpus, job: Job, share: Share) -> None:
         self.corpus, self.share, self.seed = corpus, share, job.seed
-        self.capacity = job.data.sequence_length if job.data.packing else None
+        self.layout = build_layout(job)
+        self.lengths = self.layout.lengths(corpus)
+        self.capacity = job.row_tokens if job.data.packing else None
         self.rows = job.batch.rows or (job.batch.tokens or 0) // job.data.sequence_length
         self._starts = [0]  # first row of each epoch in the stream
         self.epoch_rows = functools.lru_cache(maxsize=2)(self._epoch_rows)
@@ -64,7 +43,7 @@ class TrainLoader:
     def _epoch_rows(self, epoch: int) -> Groups:
         """The epoch's rows of corpus indices, shuffled."""
         indices = epoch_indices(self.corpus.sizes, self.corpus.weights, self.seed, epoch)
-        rows = pack_rows(self.corpus.lengths[indices], self.capacity)
+        rows = pack_rows(self.lengths[indices], self.capacity if self.layout.pack_epoch else None)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(rows))
         picked = [rows[row] for row in order]
         starts = np.cumsum([0, *map(len, picked)])
@@ -95,11 +74,23 @@ class TrainLoader:
     def global_batch(self, step: int) -> list[Indices]:
         """The rows that optimizer step `step` sees (from 0), longest first, whatever the number of ranks."""
         rows = [self._row(number) for number in range(step * self.rows, (step + 1) * self.rows)]
-        return sorted(rows, key=lambda row: -int(self.corpus.lengths[row].sum()))
+        return sorted(rows, key=lambda row: -int(self.lengths[row].sum()))
+
+    def seen(self, steps: int) -> Indices:
+        """The sequences that a run of so many steps trains on, in their order in the corpus."""
+        seen = np.zeros(len(self.lengths), dtype=bool)
+        for step in range(steps):
+            if seen.all():
+                break
+            seen[np.concatenate(self.global_batch(step))] = True
+        return np.flatnonzero(seen)
 
     def micro_batches(self, step: int) -> list[Batch]:
         """This rank's part of global batch `step`: the same number of micro-batches on every rank."""
-        return list(split(self.corpus, self.global_batch(step), self.share))
+        rows = self.global_batch(step)
+        if not self.layout.pack_epoch:
+            rows = pack_within(rows, self.lengths, self.capacity)
+        return list(split(self.corpus, rows, self.share, self.layout))
 
 
 def pack_rows(lengths: Ids, capacity: int | None) -> Groups:
@@ -107,27 +98,36 @@ def pack_rows(lengths: Ids, capacity: int | None) -> Groups:
     return one_each(len(lengths)) if capacity is None else best_fit(lengths, capacity)
 
 
-def eval_rows(corpus: Corpus, capacity: int | None) -> list[Indices]:
+def pack_within(rows: Sequence[Indices], lengths: Ids, capacity: int | None) -> list[Indices]:
+    """The sequences of some rows in as few rows as hold them, longest first."""
+    indices = np.concatenate(rows)
+    packed = pack_rows(lengths[indices], capacity)
+    made = [indices[packed[row]] for row in range(len(packed))]
+    return sorted(made, key=lambda row: -int(lengths[row].sum()))
+
+
+def eval_rows(corpus: Corpus, layout: Layout, capacity: int | None) -> list[Indices]:
     """Every sequence of an evaluation set once, as rows."""
-    rows = pack_rows(corpus.lengths, capacity)
+    rows = pack_rows(layout.lengths(corpus), capacity)
     return [rows[row] for row in range(len(rows))]
 
 
-def split(corpus: Corpus, rows: Sequence[Indices], share: Share) -> MicroBatches:
+def split(corpus: Corpus, rows: Sequence[Indices], share: Share, layout: Layout) -> MicroBatches:
     """The micro-batches of one rank; rows are dealt out in turn, so that ranks carry the same load."""
     ours = rows[share.rank :: share.world_size]
     count = math.ceil(math.ceil(len(rows) / share.world_size) / share.micro)
-    return MicroBatches(corpus, [ours[i * share.micro : (i + 1) * share.micro] for i in range(count)])
+    return MicroBatches(corpus, [ours[i * share.micro : (i + 1) * share.micro] for i in range(count)], layout)
 
 
 class MicroBatches(Sequence[Batch]):
     """Micro-batches that are made when they are asked for: a large evaluation set never lies in memory as tensors."""
 
-    def __init__(self, corpus: Corpus, parts: Sequence[Sequence[Indices]]) -> None:
-        self._corpus, self._parts = corpus, parts
+    def __init__(self, corpus: Corpus, parts: Sequence[Sequence[Indices]], layout: Layout) -> None:
+        self.parts = parts  # rows of corpus indices
+        self._corpus, self._layout = corpus, layout
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self.parts)
 
     @overload
     def __getitem__(self, index: int) -> Batch: ...
@@ -137,10 +137,5 @@ class MicroBatches(Sequence[Batch]):
 
     def __getitem__(self, index: int | slice) -> Batch | MicroBatches:
         if isinstance(index, slice):
-            return MicroBatches(self._corpus, self._parts[index])
-        return _collate(self._corpus, self._parts[index])
-
-
-def _collate(corpus: Corpus, rows: Sequence[Indices]) -> Batch:
-    sequences = [[corpus[int(index)] for index in row] for row in rows]
-    return collate(sequences, [corpus.place(int(index)) for row in rows for index in row])
+            return MicroBatches(self._corpus, self.parts[index], self._layout)
+        return self._layout.collate(self._corpus, self.parts[index])

@@ -14,11 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from velocity.config.job import Job
 from velocity.config.sections import SourceConfig
-from velocity.data import encode, records, sources
+from velocity.data import answers, encode, parse, records, sources, store, tokenizer, turns
 from velocity.data.audit import audit, token_facts
 from velocity.data.encode import Encoder, EncodingRules, LongChat
 from velocity.data.fingerprint import content_hash, digest, folder_hash, remote_hash
@@ -29,6 +27,7 @@ from velocity.errors import JobError, UserError
 from velocity.process import die_with_parent
 
 Report = Callable[[str], None]
+CODE = (answers, encode, parse, records, sources, store, tokenizer, turns)  # what a tokenised store depends on
 
 
 @dataclass(frozen=True)
@@ -67,20 +66,14 @@ class _Worker:
         for line, row in rows:
             try:
                 value = _parse_json(row) if chunk.raw else row
-                made = self.encoder.encode(records.parse(value, self.source.format, self.source.fields))
+                made = self.encoder.encode(
+                    parse.parse(value, self.source.format, self.source.fields, self.encoder.rules.formats)
+                )
                 sequences += made
                 lines += [line] * len(made)
             except records.RecordError as error:
                 rejects.append(Reject(chunk.file, line, error.field, str(error), isinstance(error, LongChat)))
-        empty = np.zeros(0, dtype=np.int32)
-        lengths = np.array([len(sequence.ids) for sequence in sequences], dtype=np.int32)
-        block = Block(
-            np.concatenate([empty, *(sequence.ids for sequence in sequences)]),
-            np.concatenate([empty.astype(np.uint8), *(sequence.trained for sequence in sequences)]),
-            lengths,
-            np.full(len(lengths), chunk.file, dtype=np.int32),
-            np.array(lines, dtype=np.int64),
-        )
+        block = Block.of(sequences, chunk.file, lines)
         return _Encoded(block, rejects, len(rows), sum(sequence.cut for sequence in sequences))
 
 
@@ -122,7 +115,7 @@ class Preparation:
     def source(self, source: SourceConfig) -> SequenceStore:
         """The source's tokenised store, from the cache or built now."""
         files = list_files(source)
-        code = folder_hash((Path(module.__file__ or "") for module in (encode, records, sources)), self.cache)
+        code = folder_hash((Path(module.__file__ or "") for module in CODE), self.cache)
         hashes = [_file_hash(file, self.cache) for file in files]
         names = [(file.path, file.split, file.subset) for file in files]
         settings = [source.format, source.fields, asdict(self.rules), self.job.data.on_bad_record]

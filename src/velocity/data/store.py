@@ -6,8 +6,9 @@ A store is written to a temporary folder and renamed when whole, so a folder of 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +18,46 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from velocity.data.encode import Ids, Mask, TokenSequence
+from velocity.data.encode import TokenSequence
+from velocity.data.fingerprint import digest
+from velocity.data.turns import Ids, Mask
 from velocity.files import whole_folder
 
-SCHEMA = pa.schema(
-    {"ids": pa.list_(pa.int32()), "trained": pa.list_(pa.uint8()), "file": pa.int32(), "line": pa.int64()}
-)
+SCHEMA = pa.schema({
+    "ids": pa.list_(pa.int32()), "trained": pa.list_(pa.uint8()), "file": pa.int32(), "line": pa.int64(),
+    "parts": pa.list_(pa.int32(), 3), "desirable": pa.uint8(),
+})  # fmt: skip
+Parts = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some sequences, laid end to end: `ids` and `trained` of all, then length, file and line of each."""
+    """Some sequences, laid end to end: `ids` and `trained` of all, then what is known of each one.
+
+    `parts_N3` and `desirable` are as in TokenSequence.
+    """
 
     ids: Ids
     trained: Mask
     lengths: Ids
     files: Ids
     lines: NDArray[np.int64]
+    parts_N3: Parts
+    desirable: Mask
+
+    @classmethod
+    def of(cls, sequences: Sequence[TokenSequence], file: int, lines: Sequence[int]) -> Block:
+        """The sequences made from some lines of one file."""
+        count = len(sequences)
+        return cls(
+            np.concatenate([np.zeros(0, dtype=np.int32), *(sequence.ids for sequence in sequences)]),
+            np.concatenate([np.zeros(0, dtype=np.uint8), *(sequence.trained for sequence in sequences)]),
+            np.array([len(sequence.ids) for sequence in sequences], dtype=np.int32),
+            np.full(count, file, dtype=np.int32),
+            np.array(lines, dtype=np.int64),
+            np.array([sequence.parts for sequence in sequences], dtype=np.int32).reshape(count, 3),
+            np.array([sequence.desirable for sequence in sequences], dtype=np.uint8),
+        )
 
 
 class SequenceStore:
@@ -60,7 +84,10 @@ class SequenceStore:
         ids, trained = batch.column(0), batch.column(1)
         start, end = ids.offsets[row].as_py(), ids.offsets[row + 1].as_py()
         return TokenSequence(
-            ids.values.slice(start, end - start).to_numpy(), trained.values.slice(start, end - start).to_numpy()
+            ids.values.slice(start, end - start).to_numpy(),
+            trained.values.slice(start, end - start).to_numpy(),
+            parts=tuple(batch.column(4).values.slice(3 * row, 3).to_pylist()),
+            desirable=bool(batch.column(5)[row].as_py()),
         )
 
     def place(self, index: int) -> str:
@@ -75,7 +102,13 @@ class SequenceStore:
             yield Block(
                 ids.values.to_numpy(), trained.values.to_numpy(), np.diff(ids.offsets.to_numpy()),
                 batch.column(2).to_numpy(), batch.column(3).to_numpy(),
+                batch.column(4).values.to_numpy().reshape(-1, 3), batch.column(5).to_numpy(),
             )  # fmt: skip
+
+    @property
+    def parts_N3(self) -> Parts:  # noqa: N802 - shape letters
+        """Lengths of prompt and answers of every sequence."""
+        return np.concatenate([block.parts_N3 for block in self.blocks()])
 
 
 class StoreWriter:
@@ -84,6 +117,7 @@ class StoreWriter:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lengths: list[Ids] = []
+        self._content = [hashlib.blake2b(digest_size=16) for _ in range(5)]  # one a column: blocks may end anywhere
         self._sink = pa.OSFile(str(folder / "sequences.arrow"), "wb")
         self._writer = pa.ipc.new_file(self._sink, SCHEMA)
 
@@ -95,17 +129,24 @@ class StoreWriter:
             pa.ListArray.from_arrays(offsets, pa.array(block.trained)),
             pa.array(block.files),
             pa.array(block.lines),
+            pa.FixedSizeListArray.from_arrays(pa.array(block.parts_N3.ravel()), 3),
+            pa.array(block.desirable),
         ]
         self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
         self._lengths.append(block.lengths)
+        hashed = (block.lengths, block.ids, block.trained, block.parts_N3, block.desirable)
+        for hasher, column in zip(self._content, hashed, strict=True):
+            hasher.update(np.ascontiguousarray(column).tobytes())
 
     def close(self, stats: dict[str, Any]) -> None:
-        """The folder is a whole store."""
+        """The folder is a whole store; its stats say what was counted, and what its sequences are, as a hash."""
         self._writer.close()
         self._sink.close()
         lengths = np.concatenate(self._lengths) if self._lengths else np.zeros(0, dtype=np.int32)
         np.save(self.folder / "lengths.npy", lengths.astype(np.int32))
-        (self.folder / "stats.json").write_text(json.dumps(stats, indent=1))
+        (self.folder / "stats.json").write_text(
+            json.dumps({**stats, "content": digest([one.hexdigest() for one in self._content])}, indent=1)
+        )
 
 
 def open_or_build(folder: Path, build: Callable[[Path], None]) -> SequenceStore:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -61,6 +62,14 @@ def start(ranks: Ranks) -> None:
         torch.cuda.set_device(ranks.device)
     backend = "nccl" if ranks.device.type == "cuda" else "gloo"
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, timeout=PATIENCE, verbose=False)
+
+
+def gather_for(readers: Iterable[tuple[torch.nn.Module, torch.nn.Parameter]]) -> None:
+    """ZeRO 3 gathers each parameter while that module runs, which reads it though it belongs to another one."""
+    import deepspeed
+
+    for module, parameter in readers:
+        deepspeed.zero.register_external_parameter(module, parameter)
 
 
 def stop() -> None:

@@ -38,6 +38,7 @@ class DeepSpeedEngine:
             self.engine: Any = deepspeed.initialize(model=scorer, optimizer=optimizer, config=dict(config))[0]
         self.ranks, self.scorer = ranks, scorer
         self.stage: int = config["zero_optimization"]["stage"]
+        self.partly = not all(parameter.requires_grad for parameter in scorer.parameters())
         self._stats = StepStats(0.0, skipped=False)
         if self.stage == 0 and ranks.world_size == 1:
             # Without ZeRO it copies all gradients into one buffer and back, even where there is nobody to add up with.
@@ -51,8 +52,7 @@ class DeepSpeedEngine:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return logps_BS: the log-probability of each label."""
-        tensors = (batch.input_ids_BS, batch.position_ids_BS, batch.labels_BS)
-        logps_BS: Tensor = self.engine(*(tensor.to(self.ranks.device) for tensor in tensors), batch.lengths_B)
+        logps_BS: Tensor = self.engine(*batch.inputs(self.ranks.device))
         return logps_BS
 
     def train(self, mode: bool) -> None:
@@ -80,20 +80,22 @@ class DeepSpeedEngine:
 
     def save(self, folder: Path) -> None:
         """Write all that `load` needs."""
-        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        # frozen weights are those of the model folder: an adapter's checkpoint stays small
+        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=self.partly)
 
     def load(self, folder: Path) -> None:
         """Take the state of `save`."""
         # DeepSpeed's files are pickles: they are read from our own run folder only, never from a model folder.
-        self.engine.load_checkpoint(str(folder), tag=TAG)
+        self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not self.partly)
 
     def weights(self) -> Mapping[str, Tensor]:
-        """Return the whole weights, on rank 0."""
+        """Return the whole weights of what is trained, on rank 0."""
         import deepspeed
 
         whole: dict[str, Tensor] = {}
         saved = self.scorer.state_dict().keys()  # some buffers are part of a model, most are not
-        for name, tensor in [*self.scorer.named_parameters(), *self.scorer.named_buffers()]:
+        named = [*self.scorer.named_parameters(), *self.scorer.named_buffers()]
+        for name, tensor in [one for one in named if one[1].requires_grad or not self.partly]:
             with deepspeed.zero.GatheredParameters([tensor]):
                 if self.ranks.first and name in saved:
                     whole[name.removeprefix("model.")] = tensor.detach().cpu().clone()

@@ -45,4 +45,7 @@ class TrainEngine(Protocol):
         """The state is that of `save`, at the same number of ranks. Every rank calls it."""
 
     def weights(self) -> Mapping[str, Tensor]:
-        """Return the model's whole weights, on the processor of rank 0; empty elsewhere. Every rank calls it."""
+        """Return the whole weights of what is trained, on the processor of rank 0; empty elsewhere.
+
+        That is the model, or its adapter. Every rank calls it.
+        """

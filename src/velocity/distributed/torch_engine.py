@@ -22,7 +22,7 @@ class TorchEngine:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return logps_BS: the log-probability of each label."""
-        logps_BS: Tensor = self.scorer(batch.input_ids_BS, batch.position_ids_BS, batch.labels_BS, batch.lengths_B)
+        logps_BS: Tensor = self.scorer(*batch.inputs(torch.device("cpu")))
         return logps_BS
 
     def train(self, mode: bool) -> None:
@@ -59,6 +59,6 @@ class TorchEngine:
         self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
 
     def weights(self) -> Mapping[str, Tensor]:
-        """Return the whole weights, on rank 0."""
-        named = self.scorer.named_parameters()
-        return {name.removeprefix("model."): value.detach().cpu().clone() for name, value in named}
+        """Return the whole weights of what is trained."""
+        trained = ((name, value) for name, value in self.scorer.named_parameters() if value.requires_grad)
+        return {name.removeprefix("model."): value.detach().cpu().clone() for name, value in trained}

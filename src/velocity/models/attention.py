@@ -1,6 +1,8 @@
-"""Attention within each sequence of a packed row, without a mask. Shape letters: H heads, T tokens, D head size.
+"""Attention within each sequence of a packed row, without a mask.
 
-On a GPU in 16 bit it is PyTorch's variable-length FlashAttention; elsewhere each sequence is a call of its own.
+Shape letters: H heads, T tokens, K keys, D head size. A sequence may also see the beginning of the one before it: two
+answers share their prompt, which is computed once. On a GPU in 16 bit it is PyTorch's variable-length FlashAttention;
+elsewhere each sequence is a call of its own.
 """
 
 from __future__ import annotations
@@ -28,20 +30,31 @@ def varlen_attention(  # noqa: PLR0913 - transformers' signature
     scaling: float | None = None,
     sliding_window: int | None = None,
     cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
     max_length_q: int = 0,
+    max_length_k: int = 0,
+    key_places_K: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each sequence; `cu_seq_lens_q` holds the cumulated lengths, as for FlashAttention."""
+    """Causal attention inside each sequence; `cu_seq_lens_q` holds the cumulated lengths, as for FlashAttention.
+
+    `key_places_K` says which tokens the keys of all sequences are, where that is not each one's own; then
+    `cu_seq_lens_k` differs from `cu_seq_lens_q`, and a sequence's own tokens are the last ones of its keys.
+    """
     for name, what in UNSUPPORTED.items():
         if others.get(name) is not None:
             raise ValueError(f"{type(module).__name__} {what}; set model.attention: eager")
-    if cu_seq_lens_q is None:
-        raise ValueError("variable-length attention needs the sequences' lengths (cu_seq_lens_q)")
+    if cu_seq_lens_q is None or cu_seq_lens_k is None:
+        raise ValueError("variable-length attention needs the sequences' lengths (cu_seq_lens_q, cu_seq_lens_k)")
+    if key_places_K is not None:
+        key_1HTD, value_1HTD = (tensor.index_select(2, key_places_K) for tensor in (key_1HTD, value_1HTD))
     if dropout == 0.0 and _has_kernel(query_1HTD):
         window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
-        return _fused(query_1HTD, key_1HTD, value_1HTD, cu_seq_lens_q, max_length_q, window, scaling), None
-    lengths = cu_seq_lens_q.diff().tolist()
-    parts = zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query_1HTD, key_1HTD, value_1HTD)), strict=True)
+        bounds, longest = (cu_seq_lens_q, cu_seq_lens_k), (max_length_q, max_length_k)
+        return _fused((query_1HTD, key_1HTD, value_1HTD), bounds, longest, window, scaling), None
+    lengths = (cu_seq_lens_q.diff().tolist(), *[cu_seq_lens_k.diff().tolist()] * 2)
+    tensors = zip((query_1HTD, key_1HTD, value_1HTD), lengths, strict=True)
+    parts = zip(*(torch.split(tensor, sizes, dim=2) for tensor, sizes in tensors), strict=True)
     outputs = [_one(query, key, value, scaling, sliding_window, dropout) for query, key, value in parts]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
@@ -54,21 +67,17 @@ def _has_kernel(query: Tensor) -> bool:
 
 
 def _fused(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bounds: Tensor,
-    longest: int,
+    states: tuple[Tensor, Tensor, Tensor],
+    bounds: tuple[Tensor, Tensor],
+    longest: tuple[int, int],
     window: tuple[int, int],
     scale: float | None,
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    gqa = query.shape[1] != key.shape[1]
-    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    output_THD = varlen_attn(
-        query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=window, enable_gqa=gqa
-    )
+    gqa = states[0].shape[1] != states[1].shape[1]
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in states)
+    output_THD = varlen_attn(query, key, value, *bounds, *longest, scale=scale, window_size=window, enable_gqa=gqa)
     assert isinstance(output_THD, Tensor), "only with return_aux does it return more"
     return output_THD[None]
 
@@ -76,14 +85,14 @@ def _fused(
 def _one(  # noqa: PLR0913 - what attention takes
     query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None, dropout: float
 ) -> Tensor:
-    length, gqa = query.shape[2], query.shape[1] != key.shape[1]
-    if window is None or length <= window:
+    length, keys, gqa = query.shape[2], key.shape[2], query.shape[1] != key.shape[1]
+    if length == keys and (window is None or length <= window):
         return F.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=gqa
         )
-    place = torch.arange(length, device=query.device)
-    distance = place[:, None] - place[None, :]
-    mask = (distance >= 0) & (distance < window)
+    place = torch.arange(keys, device=query.device)
+    distance = place[keys - length :, None] - place[None, :]
+    mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=gqa
     )

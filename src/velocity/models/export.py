@@ -69,17 +69,20 @@ def model_card(facts: Mapping[str, Any]) -> str:
         f"{source['trained']:,} trained on"
         for source in facts["sources"]
     )
-    rows = "\n".join(
-        f"| {name} | {before['perplexity']:.2f} | {after['perplexity']:.2f} |"
-        for name, (before, after) in facts["evaluations"].items()
+    rows = "".join(
+        f"| {name} | {what} | {_said(one)} | {_said(other)} |\n" for name, what, one, other in facts["results"]
     )
     table = (
-        f"| held-out text | perplexity before | after |\n|---|---|---|\n{rows}\n" if rows else "None was asked for.\n"
+        f"| held-out set | measure | before | after |\n|---|---|---|---|\n{rows}" if rows else "None was asked for.\n"
     )
     return (
-        f"---\nbase_model: {facts['base']}\nlibrary_name: transformers\ntags: [velocity]\n---\n"
-        f"# {facts['name']}\n\nTuned by Velocity {facts['version']}: task {facts['task']}, all parameters, "
+        f"---\nbase_model: {facts['base']}\nlibrary_name: {facts['library']}\ntags: [velocity]\n---\n"
+        f"# {facts['name']}\n\nTuned by Velocity {facts['version']}: task {facts['task']}, {facts['trained']}, "
         f"{facts['steps']} steps, {facts['tokens']:,} tokens, from `{facts['base']}`.\n\n"
         f"## Trained on\n{sources}\n\n## Evaluation\n{table}\n"
         f"## Settings\n```json\n{json.dumps(facts['settings'], indent=1)}\n```\n"
     )
+
+
+def _said(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.2f}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +15,53 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from velocity.config.sections import ModelConfig
 from velocity.errors import UserError
 from velocity.models import attention
+from velocity.models.adapters import quantisation
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_model(
-    folder: Path, model: ModelConfig, precision: str, *, zero3: dict[str, Any] | None = None, recompute: bool = False
+    folder: Path, model: ModelConfig, precision: str, *, zero3: dict[str, Any] | None = None, bits: int | None = None
 ) -> nn.Module:
     """The causal model of a folder, in training mode.
 
-    `zero3` is the DeepSpeed configuration under which the weights are partitioned while they load. UserError where
-    transformers does not know the architecture or the attention implementation.
+    `zero3` is the DeepSpeed configuration under which the weights are partitioned while they load; `bits` quantises
+    those of the linear layers. UserError where transformers does not know the architecture or the attention
+    implementation, or where nothing can quantise here.
     """
     attention.register()
     name = attention.NAME if model.attention in ("auto", "varlen") else model.attention
-    holder = _partitioned(zero3)
+    settings = {"trust_remote_code": model.trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=model.trust_remote_code)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            str(folder), config=config, dtype=DTYPES[precision], attn_implementation=name,
-            trust_remote_code=model.trust_remote_code, use_safetensors=True,
-        )  # fmt: skip
+        with partitioned(zero3):
+            config = AutoConfig.from_pretrained(str(folder), **settings)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                str(folder), config=config, dtype=DTYPES[precision], attn_implementation=name, use_safetensors=True,
+                quantization_config=quantisation(bits, DTYPES[precision]), **settings,
+            )  # fmt: skip
     except (OSError, ValueError, ImportError) as error:
         fix = (
             "model.trust_remote_code: true runs its own code" if "remote" in str(error) else "another model.attention?"
         )
         raise UserError(f"cannot load the model: {str(error).splitlines()[0]}", str(folder), fix) from None
-    finally:
-        # While the holder lives, every model that loads is partitioned: the next one, too.
-        del holder
-        gc.collect()
     loaded.train()
-    if recompute:
-        loaded.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return loaded  # type: ignore[no-any-return]
 
 
-def _partitioned(zero3: dict[str, Any] | None) -> Any:
+@contextmanager
+def partitioned(zero3: dict[str, Any] | None) -> Iterator[None]:
+    """Inside, what transformers loads is split over the ranks, and peft knows that weights are; None: they are whole.
+
+    The state is global, and ends with the object that holds it: outside, a model loads whole again.
+    """
     if zero3 is None:
-        return None
+        yield
+        return
     from transformers.integrations import HfDeepSpeedConfig
 
-    return HfDeepSpeedConfig(zero3)
+    holder = HfDeepSpeedConfig(zero3)
+    try:
+        yield
+    finally:
+        del holder
+        gc.collect()

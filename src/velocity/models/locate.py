@@ -11,13 +11,14 @@ from velocity.config.resolved import is_resolved
 from velocity.config.sections import ModelConfig
 from velocity.errors import UserError
 
+ADAPTER_CONFIG = "adapter_config.json"
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
 HUB_LEFT = ["consolidated*", "original/*", "*/*.safetensors"]  # the same weights once more, for other programs
 
 
 def locate(model: ModelConfig, *, weights: bool = True) -> Path:
-    """The folder with the model's files: the one named, a finished run's model/, or a hub snapshot.
+    """The folder with the model's files: the one named, a finished run's model/ (or merged/), or a hub snapshot.
 
     Without `weights` those of a hub model are not fetched, and may be absent.
     """
@@ -26,6 +27,12 @@ def locate(model: ModelConfig, *, weights: bool = True) -> Path:
         folder = path / "model" if is_resolved(path / "job.yaml") else path
         if not folder.is_dir():
             raise UserError("the run is not finished: it has no model yet", str(path), f"velocity run {path}/job.yaml")
+        if is_adapter(folder) and (path / "merged").is_dir():
+            folder = path / "merged"
+        if is_adapter(folder):
+            raise UserError(
+                "an adapter, not a model", str(folder), f"velocity export {path} DIR merges it into its model"
+            )
         check_whole(folder)
         return folder
     if model.path.startswith((".", "/", "~")) or not HUB_ID.match(model.path):
@@ -48,6 +55,19 @@ def _from_hub(model: ModelConfig, *, weights: bool) -> Path:
     if weights:
         check_whole(folder)
     return folder
+
+
+def is_adapter(folder: Path) -> bool:
+    """True for a folder that peft loads."""
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def base_of(adapter: Path) -> ModelConfig:
+    """The model that an adapter belongs to; UserError where its configuration does not say."""
+    config = _read_object(adapter / ADAPTER_CONFIG) or {}
+    if not (path := config.get("base_model_name_or_path")):
+        raise UserError("the adapter does not name its model", str(adapter / ADAPTER_CONFIG), "copy the adapter again")
+    return ModelConfig(path=path, revision=config.get("revision"))
 
 
 def check_config(folder: Path) -> None:

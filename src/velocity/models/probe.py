@@ -39,6 +39,29 @@ def check_isolation(policy: Callable[[Batch], Tensor], vocabulary: int) -> None:
 
 
 @torch.no_grad()
+def sharing_gap(policy: Callable[[Batch], Tensor], vocabulary: int) -> float:
+    """How far a second answer's log-probabilities are from those it has in a row of its own with its prompt."""
+    first, second = (_row((0, seed), vocabulary) for seed in (1, 2))  # a prompt and an answer each, as one sequence
+    ids, labels = (
+        torch.cat([first_BS, second_BS[:, LENGTH - 1 :]], dim=1)
+        for first_BS, second_BS in ((first.input_ids_BS, second.input_ids_BS), (first.labels_BS, second.labels_BS))
+    )
+    places = torch.arange(2 * LENGTH)
+    positions = torch.cat([places, places[LENGTH - 1 :]])
+    shared = Batch(ids, positions[None], labels, ((2 * LENGTH, LENGTH + 1),), shared_B=((0, LENGTH - 1),))
+    alone = Batch(second.input_ids_BS, places[None], second.labels_BS, ((2 * LENGTH,),))
+    return float((policy(shared)[0, 2 * LENGTH :] - policy(alone)[0, LENGTH - 1 :]).abs().max())
+
+
+def check_sharing(policy: Callable[[Batch], Tensor], vocabulary: int) -> None:
+    """Nothing, or UserError where two answers cannot share their prompt."""
+    gap = sharing_gap(policy, vocabulary)
+    if not gap <= TOLERANCE:
+        what = f"two answers cannot share their prompt with this model's layers (off by {gap:.2g} nats)"
+        raise UserError(what, "model.attention", "set model.attention: sdpa, and data.packing: false")
+
+
+@torch.no_grad()
 def scoring_gap(policy: Callable[[Batch], Tensor], scorer: CausalScorer) -> float:
     """How far the policy's log-probabilities are from those of the model's own logits."""
     batch = _row((0,), scorer.vocabulary)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from velocity.batch import IGNORED
+
+Rows: TypeAlias = tuple[tuple[int, ...], ...]  # a number for each sequence of each row
 
 CHUNK_BYTES = 1 << 28  # of fp32 logits that exist at once
 
@@ -54,31 +56,28 @@ class CausalScorer(nn.Module):
         self.chunks = max(1, math.ceil(max_tokens / chunk_tokens))
 
     def forward(
-        self, input_ids_BS: Tensor, position_ids_BS: Tensor, labels_BS: Tensor, lengths_B: tuple[tuple[int, ...], ...]
+        self, input_ids_BS: Tensor, position_ids_BS: Tensor, labels_BS: Tensor, lengths_B: Rows, shared_B: Rows = ()
     ) -> Tensor:
-        """logps_BS in fp32: the log-probability of each label, 0 where there is none."""
+        """logps_BS in fp32: the log-probability of each label, 0 where there is none. Fields are those of a Batch."""
         real_BS = _real(labels_BS, lengths_B)
-        hidden_TD = self._hidden(input_ids_BS[real_BS], position_ids_BS[real_BS], lengths_B)
+        bounds = _bounds(lengths_B, shared_B, labels_BS.device)
+        hidden_TD = self._hidden(input_ids_BS[real_BS], position_ids_BS[real_BS], bounds)
         labels_T = labels_BS[real_BS]
         trained_T = labels_T != IGNORED
         logps_N = self._score(hidden_TD[trained_T], labels_T[trained_T])
         logps_BS = torch.zeros(labels_BS.shape, dtype=torch.float32, device=labels_BS.device)
         return logps_BS.masked_scatter(labels_BS != IGNORED, logps_N)
 
-    def _hidden(self, ids_T: Tensor, positions_T: Tensor, lengths_B: tuple[tuple[int, ...], ...]) -> Tensor:
-        output = self.model.base_model(
-            input_ids=ids_T[None],
-            position_ids=positions_T[None],
-            use_cache=False,  # with a cache, transformers no longer isolates by position ids
-            **_bounds(lengths_B, ids_T.device),
-        )
+    def _hidden(self, ids_T: Tensor, positions_T: Tensor, bounds: dict[str, Any]) -> Tensor:
+        # without a cache: with one, transformers no longer isolates by position ids
+        output = self.model.base_model(input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False, **bounds)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
     def whole_logits(self, ids_S: Tensor) -> Tensor:
         """logits_SV of one short sequence, by the model's own forward: what `forward` is checked against."""
         positions_S = torch.arange(len(ids_S), device=ids_S.device)
-        bounds = _bounds(((len(ids_S),),), ids_S.device)
+        bounds = _bounds(((len(ids_S),),), (), ids_S.device)
         logits: Tensor = self.model(ids_S[None], position_ids=positions_S[None], use_cache=False, **bounds).logits[0]
         return logits
 
@@ -100,15 +99,26 @@ class CausalScorer(nn.Module):
         return -F.cross_entropy(logits_NV, labels_N, reduction="none")
 
 
-def _bounds(lengths_B: tuple[tuple[int, ...], ...], device: torch.device) -> dict[str, Any]:
-    """Where sequences begin and end, under the names of transformers' FlashAttentionKwargs."""
+def _bounds(lengths_B: Rows, shared_B: Rows, device: torch.device) -> dict[str, Any]:
+    """Where sequences begin and end, as transformers' FlashAttentionKwargs name it, and which keys each one sees."""
     lengths = [length for row in lengths_B for length in row]
-    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-    longest = max(lengths)
-    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+    starts = list(accumulate(lengths, initial=0))
+    queries = torch.tensor(starts, dtype=torch.int32, device=device)
+    bounds = {"cu_seq_lens_q": queries, "max_length_q": max(lengths)}
+    if not shared_B:
+        return {**bounds, "cu_seq_lens_k": queries, "max_length_k": max(lengths)}
+    shared = [count for row in shared_B for count in row]
+    places: list[int] = []
+    for i, (count, start, length) in enumerate(zip(shared, starts, lengths, strict=False)):
+        before = starts[i - 1] if count else 0
+        places += [*range(before, before + count), *range(start, start + length)]
+    seen = [count + length for count, length in zip(shared, lengths, strict=True)]
+    keys = torch.tensor([0, *accumulate(seen)], dtype=torch.int32, device=device)
+    key_places = torch.tensor(places, device=device)
+    return {**bounds, "cu_seq_lens_k": keys, "max_length_k": max(seen), "key_places_K": key_places}
 
 
-def _real(like_BS: Tensor, lengths_B: tuple[tuple[int, ...], ...]) -> Tensor:
+def _real(like_BS: Tensor, lengths_B: Rows) -> Tensor:
     """True where a row holds a token, False where it is padding."""
     sums_B = torch.tensor([sum(row) for row in lengths_B], device=like_BS.device)
     return torch.arange(like_BS.shape[1], device=like_BS.device)[None, :] < sums_B[:, None]

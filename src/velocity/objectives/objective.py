@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +18,13 @@ class Policy(Protocol):
         """Return logps_BS: the log-probability of each label, 0 where there is none."""
 
 
+class SharedPolicy(Policy, Protocol):
+    """A policy that other ranks run, too, on their share of the same global batch."""
+
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        """Return the sum over data-parallel ranks."""
+
+
 @dataclass(frozen=True)
 class LossOutput:
     """`total` is the loss summed over the objective's units, `metrics` are further sums to be divided by them."""
@@ -29,8 +36,16 @@ class LossOutput:
 class Objective(Protocol):
     """A loss that can be split into micro-batches anywhere without changing its gradient."""
 
+    unit: str  # what the loss sums over: tokens, pairs, answers
+
     def units(self, batch: Batch) -> int:
-        """Count what the loss sums over: trained tokens, pairs or completions."""
+        """Count what the loss sums over."""
+
+    def prepare(self, policy: SharedPolicy, batches: Iterable[Batch]) -> None:
+        """Learn what the loss needs of a whole global batch (or evaluation set), of which these are our part.
+
+        Every rank calls it before the first of the batches is scored.
+        """
 
     def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
         """Score the batch and sum the loss over its units."""

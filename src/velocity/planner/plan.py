@@ -20,6 +20,7 @@ USABLE = 0.8  # of a device's memory: the rest is the runtime's, and fragmentati
 # What configurations call them: GPT-2, GPT-Neo and MPT have names of their own.
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 HIDDEN = ("hidden_size", "n_embd", "d_model")
+LINEAR_WIDTH = 32  # inputs and outputs of a layer's seven linear maps, in hidden widths: an upper estimate
 CPU_MICRO_TOKENS = 1024  # measured: more tokens at once are no faster on a processor, and take memory
 
 
@@ -112,14 +113,25 @@ def _device_bytes(hardware: Hardware, processes: int) -> float:
     return hardware.memory_gib * GIB * USABLE / processes
 
 
-def state_bytes(parameters: int, precision: Precision, zero: Zero, processes: int) -> float:
-    """Bytes a rank holds of weights, gradients and AdamW's state: arXiv 1910.02054, section 3.1."""
-    weights = gradients = 4 if precision == "fp32" else 2
+def state_bytes(job: Job, size: ModelSize, precision: Precision, zero: Zero, processes: int) -> float:
+    """Bytes a rank holds of weights, gradients and AdamW's state: arXiv 1910.02054, section 3.1.
+
+    Of an adapter's model the weights alone, perhaps in 4 or 8 bit; and beside a model that is trained whole the
+    weights of a live reference, split over the ranks.
+    """
+    bytes_each = 4 if precision == "fp32" else 2
+    weights, trained, reference = float(size.parameters * bytes_each), size.parameters, 0.0
+    if job.adapter is not None:
+        trained = job.adapter.rank * size.layers * size.hidden * LINEAR_WIDTH
+        weights = size.parameters * (job.adapter.bits / 8 if job.adapter.bits else bytes_each) + trained * bytes_each
+    elif job.reference == "live":
+        reference = weights / processes
     optimizer = 8 if precision == "fp32" else 12
-    return parameters * (
+    return (
         weights / (processes if zero >= 3 else 1)
-        + gradients / (processes if zero >= 2 else 1)
-        + optimizer / (processes if zero >= 1 else 1)
+        + trained * bytes_each / (processes if zero >= 2 else 1)
+        + trained * optimizer / (processes if zero >= 1 else 1)
+        + reference
     )
 
 
@@ -132,11 +144,12 @@ def _zero(
     if processes == 1 or size is None:
         return lowest if processes == 1 else 2, "one process" if processes == 1 else "the model's size is not known yet"
     budget = _device_bytes(hardware, processes) / 2  # the other half is for activations
+    most = 2 if job.adapter and job.adapter.bits else 3  # quantised weights are not split
     for zero in (1, 2, 3):
-        need = state_bytes(size.parameters, precision, zero, processes)
-        if need <= budget or zero == 3:
+        need = state_bytes(job, size, precision, zero, processes)
+        if need <= budget or zero == most:
             return zero, f"{need / GIB:.1f} GiB of model state a rank, of {budget / GIB:.1f} GiB for it"
-    raise AssertionError("stage 3 always returns")
+    raise AssertionError("the highest stage always returns")
 
 
 def _micro(
@@ -146,15 +159,15 @@ def _micro(
     rows = job.batch.rows or max(1, (job.batch.tokens or 0) // job.data.sequence_length)
     most = max(1, rows // processes)
     if not hardware.gpus:
-        most = min(most, max(1, CPU_MICRO_TOKENS // job.data.sequence_length))
+        most = min(most, max(1, CPU_MICRO_TOKENS // job.row_tokens))
     recompute = job.strategy.recompute
     if size is None:
         micro = 1 if job.batch.micro == "auto" else job.batch.micro
         return "layers" if recompute == "auto" else recompute, micro, "the model's size is not known yet"
-    free = _device_bytes(hardware, processes) - state_bytes(size.parameters, precision, zero, processes)
+    free = _device_bytes(hardware, processes) - state_bytes(job, size, precision, zero, processes)
     # 34 bytes a token, layer and hidden unit in 16 bit, without attention's square: arXiv 2205.05198, equation 2
     token_bytes = size.layers * size.hidden * 34 * (2 if precision == "fp32" else 1)
-    row_bytes = float(token_bytes * job.data.sequence_length)
+    row_bytes = float(token_bytes * job.row_tokens)
     if recompute == "auto":
         recompute = "none" if free >= row_bytes else "layers"
     if recompute == "layers":

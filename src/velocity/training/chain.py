@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from velocity.config.job import Job
-from velocity.models.locate import locate
+from velocity.config.resolved import is_resolved, read_resolved
+from velocity.models.locate import is_adapter, locate
 from velocity.training.run_folder import RunFolder
 
 
 def model_ahead(job: Job, earlier: Sequence[Job], *, weights: bool) -> tuple[Job, Path]:
     """The job, and the folder whose tokenizer and shape its model will have.
 
-    Where `model` is the output of one of the `earlier` jobs, and not there yet, that is the folder which that job
-    starts from, and the job takes over its chat template: a run saves it with its model.
+    Where `model` is the output of one of the `earlier` jobs, and not there yet, or of a run whose adapter is not merged
+    yet, that is the folder which that job starts from, and the job takes over its chat template: a run saves it with
+    its model.
     """
     run = RunFolder(job.model.path)
     for number in reversed(range(len(earlier))):
@@ -22,6 +24,9 @@ def model_ahead(job: Job, earlier: Sequence[Job], *, weights: bool) -> tuple[Job
         if RunFolder(other.output).path.absolute() == run.path.absolute() and not run.model.is_dir():
             made, folder = model_ahead(other, earlier[:number], weights=weights)
             return _with_template(job, job.data.chat_template or made.data.chat_template), folder
+    if is_resolved(run.job) and is_adapter(run.model) and not run.merged.is_dir():
+        made, folder = model_ahead(read_resolved(run.job), (), weights=weights)
+        return _with_template(job, job.data.chat_template or made.data.chat_template), folder
     return job, locate(job.model, weights=weights)
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from velocity.config.job import Job, LoadedJob
 from velocity.data.audit import Counts, audit, count, token_facts, without_bos
+from velocity.data.corpus import Corpus
 from velocity.data.encode import EncodingRules, TokenSequence
-from velocity.data.loader import Corpus, Share, TrainLoader
+from velocity.data.layout import build_layout
+from velocity.data.loader import Share, TrainLoader, pack_rows
+from velocity.data.pack import Indices
 from velocity.data.store import SequenceStore
 from velocity.data.tokenizer import load_tokenizer
+from velocity.objectives.build import build_objective
 from velocity.training.setup import prepare_inputs
 from velocity.training.total import total_steps
 
@@ -40,6 +45,8 @@ class CheckReport:
     job: LoadedJob
     sets: dict[str, SetReport]
     steps: int
+    batch: int  # what a step sees, in `unit`
+    unit: str  # rows, pairs or answers
     without_bos: int  # sequences
     sample: TokenSequence
     tokenizer: Any
@@ -48,7 +55,8 @@ class CheckReport:
         """The report as plain values."""
         sets = {name: {**vars(found), "counts": vars(found.counts)} for name, found in self.sets.items()}
         reasons = {key: why for key, why in self.job.origins.items() if why.startswith("planner")}
-        return {"sets": sets, "steps": self.steps, "without_bos": self.without_bos, "reasons": reasons}
+        run = {"steps": self.steps, "batch": self.batch, "unit": self.unit}
+        return {"sets": sets, **run, "without_bos": self.without_bos, "reasons": reasons}
 
 
 def check_job(loaded: LoadedJob, model_folder: Path, report: Callable[[str], None]) -> CheckReport:
@@ -62,24 +70,57 @@ def check_job(loaded: LoadedJob, model_folder: Path, report: Callable[[str], Non
         for store in stores:
             audit(store.blocks(), facts, rules, store.stats["files"])
     loader = TrainLoader(Corpus(inputs.train, [source.weight for source in job.data.train]), job, Share())
-    reports = {name: _describe(stores, job) for name, stores in sets.items()}
-    lacking = sum(without_bos(store.blocks(), facts) for stores in sets.values() for store in stores)
-    return CheckReport(loaded, reports, total_steps(job, loader), lacking, inputs.train[0][0], tokenizer)
+    together = {"train": _global_batches(loader)}
+    reports = {name: _describe(stores, job, together.get(name, [])) for name, stores in sets.items()}
+    return CheckReport(
+        job=loaded,
+        sets=reports,
+        steps=total_steps(job, loader),
+        batch=loader.rows,
+        unit=build_objective(job).unit if job.task == "preference" else "rows",
+        without_bos=sum(without_bos(store.blocks(), facts) for stores in sets.values() for store in stores),
+        sample=inputs.train[0][0],
+        tokenizer=tokenizer,
+    )
 
 
-def _describe(stores: Sequence[SequenceStore], job: Job) -> SetReport:
-    counts = count(stores, job.data.sequence_length, packing=job.data.packing)
+def _global_batches(loader: TrainLoader) -> list[Indices]:
+    """The sequences of the first epoch, as many at a time as a step sees."""
+    items = loader.epoch_rows(0).items
+    return [items[start : start + loader.rows] for start in range(0, len(items), loader.rows)]
+
+
+def _describe(stores: Sequence[SequenceStore], job: Job, together: Sequence[Indices]) -> SetReport:
+    counts = count(stores, job.row_tokens, packing=job.data.packing)
+    if job.task == "preference":
+        counts = _of_answers(counts, Corpus(stores, [1.0] * len(stores)), job, together)
     records, rejected, cut = (sum(store.stats[key] for store in stores) for key in ("records", "rejected", "cut"))
     return SetReport(counts, records, rejected, cut)
+
+
+def _of_answers(counts: Counts, corpus: Corpus, job: Job, together: Sequence[Indices]) -> Counts:
+    """The same for prompts with answers: the length is that of the prompt with its longer answer.
+
+    Their rows hold what is packed `together`: a global batch, or all of an evaluation set where that is empty.
+    """
+    parts_N3, lengths_N = corpus.parts_N3, build_layout(job).lengths(corpus)
+    longest_N = parts_N3[:, 0] + parts_N3[:, 1:].max(axis=1)
+    percentiles = {p: int(np.percentile(longest_N, p, method="higher")) for p in counts.percentiles}
+    capacity, groups = job.row_tokens if job.data.packing else None, together or [np.arange(len(lengths_N))]
+    rows = sum(len(pack_rows(lengths_N[group], capacity)) for group in groups)
+    room = rows * (capacity or int(lengths_N.max()))
+    filled = sum(int(lengths_N[group].sum()) for group in groups) / room
+    return replace(counts, percentiles=percentiles, rows=rows, efficiency=filled)
 
 
 def print_check(found: CheckReport) -> None:
     """The report for a person, on standard output."""
     console = Console(highlight=False, soft_wrap=True)
     job = found.job.job
+    each = "sequences" if found.unit == "rows" else found.unit
     console.print(f"{job.task}: data in tokens of {job.model.path}\n")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))  # as narrow as 80 columns
-    for name in ("set", "records", "left out", "cut", "sequences", "tokens", "trained on", "rows", "filled"):
+    for name in ("set", "records", "left out", "cut", each, "tokens", "trained on", "rows", "filled"):
         table.add_column(name, justify="left" if name == "set" else "right", no_wrap=True)
     for name, report in found.sets.items():
         c = report.counts
@@ -91,7 +132,7 @@ def print_check(found: CheckReport) -> None:
     for name, report in found.sets.items():
         parts = "  ".join(f"{p} %: {length}" for p, length in report.counts.percentiles.items())
         console.print(f"lengths of {name}:  {parts}")
-    console.print(f"the run: {found.steps:,} steps")
+    console.print(f"the run: {found.steps:,} steps of {found.batch:,} {found.unit}")
     for key, why in found.job.origins.items():
         if why.startswith("planner: "):
             console.print(f"{key}: {why.removeprefix('planner: ')}")
@@ -106,13 +147,27 @@ def print_check(found: CheckReport) -> None:
 
 
 def colour(sequence: TokenSequence, tokenizer: Any) -> Text:
-    """The sequence's text; «green» where it is trained on, dim elsewhere (a log has no colours, so both)."""
-    text = Text()
-    ids, trained = sequence.ids[:SAMPLE_TOKENS], sequence.trained[:SAMPLE_TOKENS]
-    start = 0
-    for end in range(1, len(ids) + 1):
-        if end == len(ids) or trained[end] != trained[start]:
-            part = tokenizer.decode(ids[start:end])
+    """The sequence's text; «green» where it is trained on, dim elsewhere (a log has no colours, so both).
+
+    Of a prompt with answers the prompt's end, and each answer on a line of its own.
+    """
+    prompt, *answers = sequence.parts
+    if not prompt:
+        return _coloured(sequence, 0, min(len(sequence.ids), SAMPLE_TOKENS), tokenizer)
+    text, start = _coloured(sequence, max(0, prompt - SAMPLE_TOKENS), prompt, tokenizer), prompt
+    single = "desirable" if sequence.desirable else "undesirable"
+    for name, length in zip(("chosen", "rejected") if answers[1] else (single,), answers, strict=False):
+        text.append(f"\n{name}: ")
+        text.append_text(_coloured(sequence, start, start + min(length, SAMPLE_TOKENS), tokenizer))
+        start += length
+    return text
+
+
+def _coloured(sequence: TokenSequence, start: int, stop: int, tokenizer: Any) -> Text:
+    text, trained = Text(), sequence.trained
+    for end in range(start + 1, stop + 1):
+        if end == stop or trained[end] != trained[start]:
+            part = tokenizer.decode(sequence.ids[start:end])
             text.append(*((f"«{part}»", "green") if trained[start] else (part, "dim")))
             start = end
     return text

@@ -1,15 +1,16 @@
-"""Held-out loss during training: every sequence of each evaluation set once, spread over the ranks."""
+"""Held-out loss and metrics during training: every sequence of each evaluation set once, spread over the ranks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
 from velocity.batch import Batch
 from velocity.distributed.engine import TrainEngine
 from velocity.objectives.objective import Objective
+from velocity.training.sums import Sums
 
 EvalSets = Mapping[str, Sequence[Batch]]
 
@@ -22,9 +23,10 @@ class Stopped(Exception):
 def evaluate(
     engine: TrainEngine, objective: Objective, sets: EvalSets, stopping: Callable[[], bool] = lambda: False
 ) -> dict[str, dict[str, float]]:
-    """For each set its loss (nats a token), perplexity and number of labels; the same on every rank.
+    """For each set its loss, the objective's metrics and its number of units; the same on every rank.
 
-    Stopped, on every rank, where `stopping` became true on one: an evaluation can last longer than a stop may wait.
+    A loss in nats a token has a perplexity, too. Stopped, on every rank, where `stopping` became true on one: an
+    evaluation can last longer than a stop may wait.
     """
     engine.train(False)
     results = {name: _score(engine, objective, batches, stopping) for name, batches in sets.items()}
@@ -35,11 +37,18 @@ def evaluate(
 def _score(
     engine: TrainEngine, objective: Objective, batches: Sequence[Batch], stopping: Callable[[], bool]
 ) -> dict[str, float]:
-    sums = torch.zeros(2, dtype=torch.float64)
-    for batch in batches:  # the same number on every rank
-        if engine.sum_over_ranks(torch.tensor([float(stopping())])).sum() > 0:
-            raise Stopped
-        sums += torch.tensor([float(objective(engine, batch).total), objective.units(batch)], dtype=torch.float64)
-    total, units = engine.sum_over_ranks(sums).tolist()
-    loss = total / max(units, 1)
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "tokens": int(units)}
+    def asked() -> Iterator[Batch]:
+        for batch in batches:  # the same number on every rank
+            if engine.sum_over_ranks(torch.tensor([float(stopping())])).sum() > 0:
+                raise Stopped
+            yield batch
+
+    sums, units = Sums(), 0
+    objective.prepare(engine, asked())
+    for batch in asked():
+        sums.add(objective(engine, batch))
+        units += objective.units(batch)
+    units = int(engine.sum_over_ranks(torch.tensor([units])).sum())
+    means = sums.over_ranks(engine, max(units, 1))
+    perplexity = {"perplexity": math.exp(min(means["loss"], 700))} if objective.unit == "tokens" else {}
+    return {"loss": means.pop("loss"), **perplexity, **means, objective.unit: units}

@@ -29,7 +29,13 @@ def memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
-def model_flops_utilisation(parameters: int, tokens_per_second: float, gpu: str, gpus: int) -> float | None:
-    """6 x parameters FLOP a token (arXiv 2204.02311, appendix B, without attention) over the peak; None if unknown."""
+def model_flops_utilisation(
+    parameters: int, trained: int, tokens_per_second: float, gpu: str, gpus: int
+) -> float | None:
+    """The arithmetic of a token over the GPUs' peak; None for a GPU whose peak is not known.
+
+    2 FLOP a parameter forward and 2 for the activations' gradients, 2 more for each parameter that is trained: 6 in
+    all where everything is (arXiv 2204.02311, appendix B, without attention).
+    """
     peak = next((PEAK_FLOPS[word] for word in re.split(r"\W|_", gpu) if word in PEAK_FLOPS), None)
-    return None if peak is None else 6 * parameters * tokens_per_second / (peak * gpus)
+    return None if peak is None else (4 * parameters + 2 * trained) * tokens_per_second / (peak * gpus)

@@ -1,4 +1,4 @@
-"""One rank of a training job: builds every part once from the run folder, trains, and leaves the tuned model.
+"""One rank of a training job: puts its parts together from the run folder, trains, and leaves the tuned model.
 
 `python -m velocity.training.run RUN_FOLDER` under torchrun.
 """
@@ -10,37 +10,26 @@ import math
 import signal
 import sys
 import traceback
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
-from velocity import __version__
-from velocity.config.job import Job
 from velocity.config.resolved import read_resolved
 from velocity.config.strategy import StrategyConfig
-from velocity.data.loader import Corpus, Share, TrainLoader, eval_rows, split
-from velocity.data.store import SequenceStore
-from velocity.data.tokenizer import load_tokenizer, turn_ends
+from velocity.data.loader import Share, TrainLoader
 from velocity.distributed import comm, failure
 from velocity.distributed.comm import Ranks
-from velocity.distributed.deepspeed_engine import DeepSpeedEngine
 from velocity.distributed.engine import TrainEngine
 from velocity.errors import InterruptedRun, JobError, UserError, VelocityError, from_system
-from velocity.models.export import model_card, save_model
-from velocity.models.load import load_model
-from velocity.models.probe import check_isolation, check_scores
-from velocity.models.scorer import CausalScorer
+from velocity.models.quiet import quieten
 from velocity.objectives.build import build_objective
 from velocity.process import die_with_parent
+from velocity.training import build
 from velocity.training.callbacks.build import build_callbacks
-from velocity.training.callbacks.callback import Callback
 from velocity.training.checkpoint import Checkpoints, TrainState
-from velocity.training.evaluate import EvalSets
-from velocity.training.metrics import memory_gib, model_flops_utilisation
-from velocity.training.optimizer import build_optimizer
+from velocity.training.finish import save_result
 from velocity.training.run_folder import RunFolder
 from velocity.training.total import total_steps
 from velocity.training.trainer import Parts, Plan, Trainer
@@ -50,48 +39,42 @@ def train(run: RunFolder, ranks: Ranks, stopping: Callable[[], bool] = lambda: F
     """The job of a run folder is done: metrics, checkpoints and model/ are there. `stopping` asks to save and end."""
     job = read_resolved(run.job)
     environment = json.loads(run.environment.read_text())
-    check_device(ranks.device, environment["hardware"]["gpus"])
-    share = Share(ranks.rank, ranks.world_size, _micro(job))
-    loader = TrainLoader(
-        _corpus(environment["data"]["train"], [source.weight for source in job.data.train]), job, share
-    )
+    build.check_device(ranks.device, environment["hardware"]["gpus"])
+    share = Share(ranks.rank, ranks.world_size, build.micro(job))
+    corpus, held_out = build.open_corpora(job, environment["data"])
+    loader = TrainLoader(corpus, job, share)
     if ranks.first:
         print("loading the model …", file=sys.stderr, flush=True)
-    scorer, engine = build_engine(job, Path(environment["model_folder"]), json.loads(run.deepspeed.read_text()), ranks)
-    _probe(engine, scorer, packing=job.data.packing)
+    built = build.build_engine(job, Path(environment["model_folder"]), json.loads(run.deepspeed.read_text()), ranks)
+    build.probe(built, job)
+    total = total_steps(job, loader)
+    # before a checkpoint is loaded: the reference is the model that training starts from
+    needed = [(corpus, loader.seen(total)), *((one, np.arange(len(one.lengths))) for one in held_out.values())]
+    reference = build.build_reference(job, built, environment, needed, ranks, stopping)
     checkpoints = Checkpoints(
         run.checkpoints, job.checkpoint.keep, first=ranks.first, layout=layout(job.strategy, ranks.world_size)
     )
-    total = total_steps(job, loader)
-    state, evaluate_first = _resume(run, checkpoints, engine, total)
+    state, evaluate_first = _resume(run, checkpoints, built.engine, total)
     callbacks = build_callbacks(run.path, job.model_dump(mode="json"), total, state.step) if ranks.first else []
     parts = Parts(
-        engine=engine,
-        objective=build_objective(job),
+        engine=built.engine,
+        objective=build_objective(job, reference),
         micro_batches=loader.micro_batches,
-        eval_sets=_eval_sets(job, environment["data"]["eval"], share),
+        eval_sets=build.build_eval_sets(job, held_out, share),
         checkpoints=checkpoints,
         callbacks=callbacks,
         optimizer=job.optimizer,
         stopping=stopping,
-        seed=lambda step: _seed(job.seed, step, ranks.rank),
-        measure=_measure(scorer, environment["hardware"], ranks),
+        seed=build.build_seed(job.seed, ranks.rank),
+        measure=build.build_measure(built.scorer, environment["hardware"], ranks),
     )
     every = job.data.eval_every or max(1, math.ceil(total / 5))
     try:
         Trainer(parts, Plan(total, every, job.checkpoint.every), state).run(evaluate_first=evaluate_first)
     finally:
-        _close(callbacks)
-    _export(run, job, (scorer, engine), environment, ranks)
-
-
-def _probe(engine: TrainEngine, scorer: CausalScorer, *, packing: bool) -> None:
-    """Nothing, or UserError where the engine's scores are not the model's, or packed sequences see each other."""
-    engine.train(False)  # dropout would move the scores that are compared
-    check_scores(engine, scorer)
-    if packing:
-        check_isolation(engine, scorer.vocabulary)
-    engine.train(True)
+        for callback in callbacks:
+            callback.close()
+    save_result(run, job, built, environment, ranks)
 
 
 def _resume(run: RunFolder, checkpoints: Checkpoints, engine: TrainEngine, total: int) -> tuple[TrainState, bool]:
@@ -107,47 +90,6 @@ def _resume(run: RunFolder, checkpoints: Checkpoints, engine: TrainEngine, total
     return state, comm.from_first(unscored)
 
 
-def check_device(device: torch.device, gpus: Sequence[Any]) -> None:
-    """Nothing, or UserError where the plan was made for GPUs and torch has none, or the other way round."""
-    if (device.type == "cuda") != bool(gpus):
-        what = f"torch computes on {device.type}, the plan is for {len(gpus)} GPU(s)"
-        raise UserError(what, "the installed torch", "install the torch that fits the driver: docs/guides/hardware.md")
-
-
-def build_engine(
-    job: Job, model_folder: Path, config: dict[str, Any], ranks: Ranks
-) -> tuple[CausalScorer, DeepSpeedEngine]:
-    """The model of a folder, and the engine that runs it; under ZeRO 3 it is partitioned while it loads."""
-    strategy = job.strategy
-    model = load_model(
-        model_folder, job.model, strategy.precision,
-        zero3=config if strategy.zero == 3 else None, recompute=strategy.recompute == "layers",
-    )  # fmt: skip
-    scorer = CausalScorer(model, _micro(job) * job.data.sequence_length)
-    optimizer = build_optimizer(scorer, job.optimizer)
-    return scorer, DeepSpeedEngine(scorer, optimizer, config, ranks, job.optimizer.gradient_clipping)
-
-
-def _micro(job: Job) -> int:
-    assert isinstance(job.batch.micro, int), "the planner resolves batch.micro"
-    return job.batch.micro
-
-
-def _corpus(entries: list[dict[str, Any]], weights: list[float]) -> Corpus:
-    return Corpus([SequenceStore(Path(entry["store"])) for entry in entries], weights)
-
-
-def _eval_sets(job: Job, entries: Mapping[str, list[dict[str, Any]]], share: Share) -> EvalSets:
-    capacity = job.data.sequence_length if job.data.packing else None
-    corpora = {name: _corpus(group, [1.0] * len(group)) for name, group in entries.items()}
-    return {name: split(corpus, eval_rows(corpus, capacity), share) for name, corpus in corpora.items()}
-
-
-def _seed(seed: int, step: int, rank: int) -> None:
-    """Dropout depends on seed, step and rank alone, so a resumed run needs no generator state."""
-    torch.manual_seed(seed * 1_000_003 + step * 1_009 + rank)
-
-
 def _stop_flag() -> Callable[[], bool]:
     """True once this process was asked to stop; the trainer agrees on it with the other ranks."""
     asked: list[int] = []
@@ -156,53 +98,10 @@ def _stop_flag() -> Callable[[], bool]:
     return lambda: bool(asked)
 
 
-def _measure(scorer: CausalScorer, hardware: Mapping[str, Any], ranks: Ranks) -> Callable[[float], dict[str, float]]:
-    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in scorer.parameters())
-    gpu = hardware["gpus"][0][0] if hardware["gpus"] else ""
-
-    def measure(tokens_per_second: float) -> dict[str, float]:
-        used = model_flops_utilisation(parameters, tokens_per_second, gpu, ranks.world_size) if gpu else None
-        return {"memory_gib": round(memory_gib(ranks.device), 3), **({} if used is None else {"mfu": used})}
-
-    return measure
-
-
-def _close(callbacks: list[Callback]) -> None:
-    for callback in callbacks:
-        callback.close()
-
-
-def _export(
-    run: RunFolder, job: Job, built: tuple[CausalScorer, DeepSpeedEngine], environment: Mapping[str, Any], ranks: Ranks
-) -> None:
-    scorer, engine = built
-    weights = engine.weights()
-    if ranks.first:
-        folder = Path(environment["model_folder"])
-        tokenizer = load_tokenizer(folder, job.data.chat_template, remote_code=job.model.trust_remote_code)
-        lines = [line for line in run.lines() if "loss" in line]
-        facts = {
-            "base": job.model.path,
-            "name": run.path.name,
-            "version": __version__,
-            "task": job.task,
-            "steps": len(lines),
-            "tokens": sum(line["tokens"] for line in lines),
-            "sources": environment["data"]["train"],
-            "evaluations": run.evaluations(),
-            "settings": job.model_dump(mode="json", exclude={"data", "launch"}),
-        }
-        card = model_card(facts)
-        save_model(scorer.model, weights, tokenizer, run.model, card, turn_ends=turn_ends(tokenizer))
-        run.set_status("complete", steps=len(lines))
-    comm.wait_for_all()
-
-
 def main(folder: str) -> int:
     """Train, and say how it went: the exit status, and for a failure its cause in the run folder."""
     die_with_parent()
-    warnings.filterwarnings("ignore")
-    _quieten()
+    quieten()
     run, ranks = RunFolder(Path(folder)), comm.from_environment()
     stopping = _stop_flag()  # first of all: a stop while the model loads is kept until the first step
     try:
@@ -216,7 +115,7 @@ def main(folder: str) -> int:
     except VelocityError as error:
         return _failed(run, ranks, error, "")
     except torch.OutOfMemoryError:
-        fix = "strategy.zero: 3, strategy.recompute: layers, batch.micro: 1, or a shorter data.sequence_length"
+        fix = "strategy.recompute: layers, batch.micro: 1, a shorter data.sequence_length, or strategy.zero: 3"
         return _failed(run, ranks, JobError("the GPU's memory is full", _place(ranks), fix), "")
     except OSError as error:
         return _failed(run, ranks, from_system(error, _place(ranks)), traceback.format_exc())
@@ -245,13 +144,6 @@ def _failed(run: RunFolder, ranks: Ranks, error: VelocityError, trace: str) -> i
     except OSError:
         print(f"error: {error}", file=sys.stderr, flush=True)
     return error.exit_status
-
-
-def _quieten() -> None:
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

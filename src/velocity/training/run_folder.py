@@ -15,6 +15,14 @@ from typing import Any
 from velocity.errors import UserError
 from velocity.files import write_atomically
 
+# What of an evaluation is shown to people, and its name for them; metrics.jsonl has more.
+MEASURES = {
+    "perplexity": "perplexity",
+    "accuracy": "reward accuracy",
+    "preference_accuracy": "preference accuracy",
+    "margin": "reward margin",
+}
+
 
 class RunFolder:
     """The output folder of one job."""
@@ -29,6 +37,7 @@ class RunFolder:
         self.status_file = path / "status.json"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
+        self.merged = path / "merged"  # model/ where that is an adapter, put into the model it belongs to
         self.log = path / "log.txt"
         self.rejected = path / "rejected.jsonl"
         self.failures = path / "failures"
@@ -76,6 +85,15 @@ class RunFolder:
             for name, result in line.get("eval", {}).items():
                 results[name] = (results.get(name, (result, result))[0], result)
         return results
+
+    def results(self) -> list[tuple[str, str, float, float]]:
+        """For each evaluation set and each measure that is for people: its first and its last value."""
+        return [
+            (name, words, before[key], after[key])
+            for name, (before, after) in self.evaluations().items()
+            for key, words in MEASURES.items()
+            if key in before and key in after
+        ]
 
     def move_aside(self) -> Path:
         """The folder's content lies beside it, under the time of day, so that a new run can take its place."""

@@ -18,7 +18,7 @@ from velocity import __version__
 from velocity.config.job import Job, LoadedJob
 from velocity.config.resolved import differences, is_resolved, read_resolved, render
 from velocity.config.sections import SourceConfig
-from velocity.data.fingerprint import digest
+from velocity.data.fingerprint import digest, folder_hash
 from velocity.data.prepare import Preparation
 from velocity.data.store import SequenceStore
 from velocity.distributed import failure
@@ -28,7 +28,8 @@ from velocity.files import write_atomically
 from velocity.training.callbacks.build import check_installed
 from velocity.training.run_folder import RunFolder
 
-PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "safetensors", "pyarrow", "numpy")
+PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "safetensors", "pyarrow", "numpy",
+            "peft", "bitsandbytes")  # fmt: skip
 SAMPLE_BYTES = 1 << 20
 
 
@@ -40,6 +41,7 @@ class Inputs:
     eval: dict[str, list[SequenceStore]]
     model_folder: Path
     hash: str
+    model_content: str | None = None  # of its configuration and all its weights, where a reference is to be kept
 
 
 def prepare_inputs(job: Job, model_folder: Path, report: Callable[[str], None]) -> Inputs:
@@ -51,7 +53,8 @@ def prepare_inputs(job: Job, model_folder: Path, report: Callable[[str], None]) 
     stores = [*train, *(store for group in evals.values() for store in group)]
     # Not the stores' keys: those change with Velocity's own code, which makes no other job.
     content = [preparation.tokenizer_hash, [store.stats["hashes"] for store in stores]]
-    return Inputs(train, evals, model_folder, digest([_model_hash(model_folder), content]))
+    reference = _model_content(model_folder, preparation.cache) if job.reference == "cached" else None
+    return Inputs(train, evals, model_folder, digest([_model_hash(model_folder), content]), reference)
 
 
 def _stores(preparation: Preparation, key: str, sources: Sequence[SourceConfig]) -> list[SequenceStore]:
@@ -94,6 +97,11 @@ def _model_hash(folder: Path) -> str:
             stream.seek(max(0, file.stat().st_size - SAMPLE_BYTES))
             parts.append([file.name, file.stat().st_size, digest([head.hex(), stream.read().hex()])])
     return digest(parts)
+
+
+def _model_content(folder: Path, cache: Path) -> str:
+    """Over the config and every byte of the weights; it is read once, and then known by the files' times."""
+    return digest([(folder / "config.json").read_text(), folder_hash(folder.glob("*.safetensors"), cache)])
 
 
 def is_complete(loaded: LoadedJob, inputs: Inputs) -> bool:
@@ -159,6 +167,7 @@ def _environment(inputs: Inputs, hardware: Mapping[str, Any], processes: int) ->
         "world_size": processes,
         "git_commit": _git_commit(),
         "model_folder": str(inputs.model_folder),
+        "model_content": inputs.model_content,
         "data": {
             "train": [_entry(store) for store in inputs.train],
             "eval": {name: [_entry(store) for store in stores] for name, stores in inputs.eval.items()},

@@ -39,6 +39,7 @@ def summarise(path: Path) -> dict[str, Any]:
         "seconds": busy,
         "memory_gib": max((line["memory_gib"] for line in lines), default=None),
         "evaluations": {name: {"before": one, "after": other} for name, (one, other) in run.evaluations().items()},
+        "results": run.results(),
         "evaluated": sum("eval" in line for line in run.lines()),
         "skipped": lines[-1]["skipped"] if lines else 0,
         "cause": failure.cause(run.failures),
@@ -68,13 +69,19 @@ def print_summary(summary: dict[str, Any]) -> None:
     if summary["skipped"]:
         console.print(f"{summary['skipped']:,} steps were skipped: their gradient was not finite")
     console.print(f"loss {_number(losses[0], 4)} {sparkline(losses)} {_number(losses[-1], 4)}")
-    if summary["evaluations"]:
-        table = Table("held-out set", "perplexity before", "after", "change")
-        for name, found in summary["evaluations"].items():
-            before, after = found["before"]["perplexity"], found["after"]["perplexity"]
-            later = (f"{after:.2f}", f"{after / before - 1:+.1%}") if after and before else (_number(after, 2), "")
-            table.add_row(name, _number(before, 2), *(later if summary["evaluated"] > 1 else ("", "")))
+    if summary["results"]:
+        table = Table("held-out set", "measure", "before", "after", "change")
+        for name, what, before, after in summary["results"]:
+            later = (_number(after, 2), _change(what, before, after)) if summary["evaluated"] > 1 else ("", "")
+            table.add_row(name, what, _number(before, 2), *later)
         console.print(table)
+
+
+def _change(what: str, before: float | None, after: float | None) -> str:
+    """Of a perplexity as a share of what it was, of anything else as the difference."""
+    if before is None or after is None:
+        return ""
+    return f"{after / before - 1:+.1%}" if what == "perplexity" else f"{after - before:+.2f}"
 
 
 def _number(value: float | None, digits: int) -> str:

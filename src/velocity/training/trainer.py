@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
 from velocity.batch import Batch
 from velocity.config.sections import AdamWConfig, SGDConfig
 from velocity.distributed.engine import StepStats, TrainEngine
 from velocity.errors import InterruptedRun, JobError
-from velocity.objectives.objective import LossOutput, Objective
+from velocity.objectives.objective import Objective
 from velocity.training.callbacks.callback import Callback
 from velocity.training.checkpoint import Checkpoints, TrainState
 from velocity.training.evaluate import EvalSets, Stopped, evaluate
 from velocity.training.schedule import learning_rate
+from velocity.training.sums import Sums
 
 
 @dataclass(frozen=True)
@@ -46,23 +46,6 @@ class Parts:
     measure: Callable[[float], dict[str, float]]
 
 
-class Sums:
-    """The loss and the metrics of a step, summed in fp64."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, Tensor] = {}
-
-    def add(self, output: LossOutput) -> None:
-        """Add those of a micro-batch."""
-        for name, value in {"loss": output.total, **output.metrics}.items():
-            self.values[name] = self.values.get(name, 0) + value.detach().double().cpu()
-
-    def over_ranks(self, engine: TrainEngine, units: int) -> dict[str, float]:
-        """Return each sum over all ranks, divided once by the units. Every rank has the same names."""
-        totals: list[float] = engine.sum_over_ranks(torch.stack(list(self.values.values()))).tolist()
-        return {name: total / units for name, total in zip(self.values, totals, strict=True)}
-
-
 class Trainer:
     """Steps until the plan's end, evaluating and saving on the way."""
 
@@ -87,7 +70,9 @@ class Trainer:
         engine, objective = self.parts.engine, self.parts.objective
         self.parts.seed(number)
         micro_batches = self.parts.micro_batches(number)
-        units, tokens = self._agree(micro_batches)
+        counts, tokens = self._agree(micro_batches)
+        units = max(counts[objective.unit], 1)
+        objective.prepare(engine, micro_batches)
         rate = learning_rate(self.parts.optimizer, number, self.plan.total)
         sums = Sums()
         for batch in micro_batches:
@@ -98,22 +83,26 @@ class Trainer:
         means = sums.over_ranks(engine, units)
         seconds = time.perf_counter() - started
         self._count(stats)
-        line = {"step": number + 1, **means, "tokens": units, "learning_rate": rate, "grad_norm": stats.grad_norm,
+        line = {"step": number + 1, **means, **counts, "learning_rate": rate, "grad_norm": stats.grad_norm,
                 "tokens_per_second": tokens / seconds, "seconds": seconds, "skipped": self.state.skipped}  # fmt: skip
         self._tell(lambda callback: callback.on_step({**line, **self.parts.measure(tokens / seconds)}))
         self._give_up_where_nothing_is_learned(micro_batches)
 
-    def _agree(self, micro_batches: Sequence[Batch]) -> tuple[int, int]:
-        """Units and tokens of the global batch. A stop that any rank was asked for is agreed on here, by all."""
+    def _agree(self, micro_batches: Sequence[Batch]) -> tuple[dict[str, int], int]:
+        """What the global batch trains on (tokens, and the objective's units), and the tokens it computes.
+
+        A stop that any rank was asked for is agreed on here, by all.
+        """
         ours = [
+            sum(batch.trained for batch in micro_batches),
             sum(self.parts.objective.units(batch) for batch in micro_batches),
             sum(batch.tokens for batch in micro_batches if batch.records),
             int(self.parts.stopping()),
         ]
-        units, tokens, stopping = self.parts.engine.sum_over_ranks(torch.tensor(ours)).tolist()
+        trained, units, tokens, stopping = self.parts.engine.sum_over_ranks(torch.tensor(ours)).tolist()
         if stopping:
             self._stop()
-        return max(units, 1), tokens
+        return {"tokens": trained, self.parts.objective.unit: units}, tokens
 
     def _stop(self) -> NoReturn:
         self.parts.checkpoints.save(self.parts.engine, self.state)

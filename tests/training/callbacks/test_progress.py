@@ -79,6 +79,14 @@ def test_an_evaluation_is_told_at_once(tmp_path: Path, clock: Clock, capsys: pyt
     assert "unseen: perplexity 2.72" in capsys.readouterr().err
 
 
+def test_of_a_preference_evaluation_accuracies_and_the_margin_are_told(tmp_path: Path, clock: Clock):
+    report = ProgressReport(tmp_path, total=8, done=0)
+    result = {"loss": 0.6, "chosen_reward": 1.0, "margin": 1.234, "accuracy": 0.75, "preference_accuracy": 0.5}
+    report.on_eval(4, {"unseen": {**result, "chosen_length": 31.5, "pairs": 64}})
+    report.close()
+    assert logged(tmp_path) == ["step 4  unseen: reward accuracy 0.75, preference accuracy 0.50, reward margin 1.23"]
+
+
 def test_the_name_of_a_set_is_shown_as_it_is(tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]):
     report = ProgressReport(tmp_path, total=8, done=0)
     report.on_eval(0, {"cwe[/2024]": {"loss": 1.0, "perplexity": 2.0, "tokens": 3}})

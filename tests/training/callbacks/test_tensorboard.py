@@ -32,7 +32,20 @@ def test_steps_and_evaluations_are_scalars_at_their_step(tmp_path: Path):
         "train/learning_rate": [(1, 0.5), (2, 0.5)],
         "eval/unseen/loss": [(0, 2.0), (2, 2.0)],
         "eval/unseen/perplexity": [(0, pytest.approx(7.389056)), (2, pytest.approx(7.389056))],
+        "eval/unseen/tokens": [(0, 5.0), (2, 5.0)],
     }
+
+
+def test_every_metric_of_a_preference_run_is_a_curve(tmp_path: Path):
+    board = TensorBoard(tmp_path, 0)
+    board.on_step({"step": 1, "loss": 0.5, "margin": 0.25, "tokens": 31, "pairs": 8})
+    board.on_eval(1, {"unseen": {"loss": 0.5, "accuracy": 0.75, "margin": 1.5, "pairs": 64}})
+    board.close()
+    assert read(tmp_path) == {
+        "train/loss": [(1, 0.5)], "train/margin": [(1, 0.25)], "train/tokens": [(1, 31.0)], "train/pairs": [(1, 8.0)],
+        "eval/unseen/loss": [(1, 0.5)], "eval/unseen/accuracy": [(1, 0.75)], "eval/unseen/margin": [(1, 1.5)],
+        "eval/unseen/pairs": [(1, 64.0)],
+    }  # fmt: skip
 
 
 def test_a_run_that_goes_on_adds_to_what_is_there_and_hides_the_steps_that_are_done_again(tmp_path: Path):

@@ -13,7 +13,7 @@ class Callback(Protocol):
         """A step is done; `line` holds the fields of metrics.jsonl."""
 
     def on_eval(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
-        """The evaluation sets were scored after `step`: loss (nats a token), perplexity, tokens of each."""
+        """The evaluation sets were scored after `step`: the loss and the other numbers of each."""
 
     def on_phase(self, what: str) -> None:
         """Something that takes a while and is no step begins: "evaluating", "saving a checkpoint"."""

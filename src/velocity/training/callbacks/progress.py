@@ -9,6 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from velocity.training.run_folder import MEASURES
+
 LINE_SECONDS = 10.0
 
 
@@ -45,7 +47,10 @@ class ProgressReport:
 
     def on_eval(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """Tell an evaluation's numbers."""
-        found = "  ".join(f"{name}: perplexity {result['perplexity']:.2f}" for name, result in results.items())
+        found = "  ".join(
+            f"{name}: {', '.join(f'{words} {result[key]:.2f}' for key, words in MEASURES.items() if key in result)}"
+            for name, result in results.items()
+        )
         self._write(f"step {step}  {found}", shown=True)
 
     def on_phase(self, what: str) -> None:

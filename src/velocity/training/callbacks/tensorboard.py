@@ -24,8 +24,8 @@ class TensorBoard:
     def on_eval(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """Tell an evaluation's numbers."""
         for name, result in results.items():
-            self.writer.add_scalar(f"eval/{name}/loss", result["loss"], step)
-            self.writer.add_scalar(f"eval/{name}/perplexity", result["perplexity"], step)
+            for key, value in result.items():
+                self.writer.add_scalar(f"eval/{name}/{key}", value, step)
 
     def on_phase(self, what: str) -> None:
         """Keep nothing of it."""

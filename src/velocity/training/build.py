@@ -1,0 +1,181 @@
+"""The parts of a training job that depend on its model and its data, each built once from the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from velocity.batch import Batch
+from velocity.config.job import Job
+from velocity.data.corpus import Corpus
+from velocity.data.layout import Pairs, build_layout
+from velocity.data.loader import Share, eval_rows, split
+from velocity.data.pack import Indices
+from velocity.data.store import SequenceStore
+from velocity.distributed import comm
+from velocity.distributed.comm import Ranks
+from velocity.distributed.deepspeed_engine import DeepSpeedEngine
+from velocity.distributed.ds_config import deepspeed_config
+from velocity.distributed.frozen_engine import FrozenEngine
+from velocity.errors import UserError
+from velocity.models.adapters import adapter_off, add_adapter, weights_read
+from velocity.models.load import load_model, partitioned
+from velocity.models.probe import check_isolation, check_scores, check_sharing
+from velocity.models.scorer import CausalScorer
+from velocity.objectives.answers import LiveReference, Reference, cached_reference
+from velocity.objectives.objective import Policy
+from velocity.training.evaluate import EvalSets
+from velocity.training.metrics import memory_gib, model_flops_utilisation
+from velocity.training.optimizer import build_optimizer
+from velocity.training.reference import ReferenceScorer, ScoreCache
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model, the scorer around it and the engine that runs it. `adapter` is peft's model, where one was put in."""
+
+    scorer: CausalScorer
+    engine: DeepSpeedEngine
+    adapter: Any
+
+
+def build_engine(job: Job, model_folder: Path, config: dict[str, Any], ranks: Ranks) -> Built:
+    """The model of a folder, and the engine that runs it; under ZeRO 3 it is partitioned while it loads."""
+    strategy, bits = job.strategy, job.adapter.bits if job.adapter else None
+    zero3 = config if strategy.zero == 3 else None
+    model = load_model(model_folder, job.model, strategy.precision, zero3=zero3, bits=bits)
+    base = str(model_folder.absolute()) if Path(job.model.path).expanduser().is_dir() else job.model.path
+    with partitioned(zero3):
+        adapter = add_adapter(model, job.adapter, (base, job.model.revision), job.seed) if job.adapter else None
+    if zero3 is not None:
+        comm.gather_for(weights_read(model))
+    if strategy.recompute == "layers":
+        settings = {"use_reentrant": False}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)  # type: ignore[operator]
+    scorer = CausalScorer(model, micro(job) * job.row_tokens)
+    optimizer = build_optimizer(scorer, job.optimizer)
+    return Built(scorer, DeepSpeedEngine(scorer, optimizer, config, ranks, job.optimizer.gradient_clipping), adapter)
+
+
+def build_reference(  # noqa: PLR0913 - all that a reference is made from
+    job: Job,
+    built: Built,
+    environment: Mapping[str, Any],
+    needed: Sequence[tuple[Corpus, Indices]],
+    ranks: Ranks,
+    stopping: Callable[[], bool],
+) -> Reference:
+    """Where the objective finds the reference's scores: computed now for what is needed, or asked for at each step."""
+    if job.reference == "live":
+        return LiveReference(_live(job, built, Path(environment["model_folder"]), ranks))
+    if job.reference == "cached":
+        facts = {"model": environment["model_content"], "precision": str(job.strategy.precision),
+                 "attention": job.model.attention, "bits": str(job.adapter and job.adapter.bits)}  # fmt: skip
+        scorer = ReferenceScorer(
+            policy=built.engine if built.adapter is None else WithoutAdapter(built),
+            engine=built.engine,
+            layout=build_layout(job),
+            share=Share(ranks.rank, ranks.world_size, micro(job)),
+            capacity=job.row_tokens if job.data.packing else None,
+            cache=ScoreCache(Path(job.data.cache).expanduser() / "reference", facts, ranks.first),
+            stopping=stopping,
+        )
+        for corpus, indices in needed:
+            scorer.add_to(corpus, indices)
+    return cached_reference
+
+
+def _live(job: Job, built: Built, model_folder: Path, ranks: Ranks) -> Policy:
+    """The model that training starts from: the same one with its adapter off, or a second, frozen one."""
+    if built.adapter is not None:
+        return WithoutAdapter(built)
+    frozen = job.model_copy(update={"strategy": job.strategy.model_copy(update={"zero": 3})})
+    config = deepspeed_config(frozen, ranks.world_size)
+    model = load_model(model_folder, job.model, job.strategy.precision, zero3=config)
+    return FrozenEngine(CausalScorer(model, micro(job) * job.row_tokens), config, ranks)
+
+
+class WithoutAdapter:
+    """The policy of an engine whose model has its adapter switched off, and no dropout."""
+
+    def __init__(self, built: Built) -> None:
+        self.built = built
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Return logps_BS: the log-probability of each label."""
+        training = self.built.scorer.training
+        self.built.engine.train(False)
+        with adapter_off(self.built.scorer):
+            logps_BS = self.built.engine(batch)
+        self.built.engine.train(training)
+        return logps_BS
+
+
+def micro(job: Job) -> int:
+    """Rows that a rank computes at once."""
+    assert isinstance(job.batch.micro, int), "the planner resolves batch.micro"
+    return job.batch.micro
+
+
+def open_corpora(job: Job, data: Mapping[str, Any]) -> tuple[Corpus, dict[str, Corpus]]:
+    """The training set and the evaluation sets by name; `data` is the manifest of environment.json."""
+    held_out = {name: _corpus(entries, [1.0] * len(entries)) for name, entries in data["eval"].items()}
+    return _corpus(data["train"], [source.weight for source in job.data.train]), held_out
+
+
+def _corpus(entries: list[dict[str, Any]], weights: list[float]) -> Corpus:
+    return Corpus([SequenceStore(Path(entry["store"])) for entry in entries], weights)
+
+
+def build_eval_sets(job: Job, corpora: Mapping[str, Corpus], share: Share) -> EvalSets:
+    """Our share of every evaluation set."""
+    capacity, layout = job.row_tokens if job.data.packing else None, build_layout(job)
+    return {name: split(corpus, eval_rows(corpus, layout, capacity), share, layout) for name, corpus in corpora.items()}
+
+
+def probe(built: Built, job: Job) -> None:
+    """Nothing, or UserError where the scores are not the model's, or sequences see what they should not."""
+    built.engine.train(False)  # dropout would move the scores that are compared
+    check_scores(built.engine, built.scorer)
+    if job.data.packing:
+        check_isolation(built.engine, built.scorer.vocabulary)
+    layout = build_layout(job)
+    if isinstance(layout, Pairs) and layout.share_prompt:
+        check_sharing(built.engine, built.scorer.vocabulary)
+    built.engine.train(True)
+
+
+def check_device(device: torch.device, gpus: Sequence[Any]) -> None:
+    """Nothing, or UserError where the plan was made for GPUs and torch has none, or the other way round."""
+    if (device.type == "cuda") != bool(gpus):
+        what = f"torch computes on {device.type}, the plan is for {len(gpus)} GPU(s)"
+        raise UserError(what, "the installed torch", "install the torch that fits the driver: docs/guides/hardware.md")
+
+
+def build_seed(seed: int, rank: int) -> Callable[[int], None]:
+    """Dropout depends on seed, step and rank alone, so a resumed run needs no generator state."""
+
+    def start(step: int) -> None:
+        torch.manual_seed(seed * 1_000_003 + step * 1_009 + rank)
+
+    return start
+
+
+def build_measure(
+    scorer: CausalScorer, hardware: Mapping[str, Any], ranks: Ranks
+) -> Callable[[float], dict[str, float]]:
+    """What is reported of the machine at a step, from its tokens a second."""
+    counts = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in scorer.parameters()]
+    parameters, trained = sum(count for count, _ in counts), sum(count for count, learns in counts if learns)
+    gpu = hardware["gpus"][0][0] if hardware["gpus"] else ""
+
+    def measure(tokens_per_second: float) -> dict[str, float]:
+        used = model_flops_utilisation(parameters, trained, tokens_per_second, gpu, ranks.world_size) if gpu else None
+        return {"memory_gib": round(memory_gib(ranks.device), 3), **({} if used is None else {"mfu": used})}
+
+    return measure

@@ -21,8 +21,8 @@ from answers import answer
 HERE = Path(__file__).parent
 TOP = HERE.parent.parent
 DEMO = Path("runs/demo")
-# Every how many records one is kept for the evaluation during the demo: 8,000, 5,000 and 3,000 tokens remain.
-SAMPLED = {"unseen": 6, "general": 40, "chats_unseen": 16}
+# Every how many records one is kept for the evaluation during the demo: 8,000, 5,000, 3,000 and 13,000 tokens remain.
+SAMPLED = {"unseen": 6, "general": 40, "chats_unseen": 16, "preferences_unseen": 4}
 MEASURED = ("unseen", "general")
 QUESTIONS = 2
 ANSWER_CHARACTERS = 240
@@ -44,8 +44,8 @@ def main() -> int:
         return 1
     for name, every in SAMPLED.items():
         sample(DEMO / "corpus" / f"{name}.jsonl", every)
-    say(4, "training: two jobs, one command")
-    jobs = [str((HERE / f"{name}.yaml").relative_to(TOP)) for name in ("pretrain", "sft")]
+    say(4, "training: three jobs, one command")
+    jobs = [str((HERE / f"{name}.yaml").relative_to(TOP)) for name in ("pretrain", "sft", "preference")]
     print("  $ velocity run", *jobs, flush=True)
     status = subprocess.run([sys.executable, "-m", "velocity", "run", *jobs], check=False).returncode
     if status:
@@ -66,7 +66,7 @@ def say(number: int, what: str) -> None:
 
 def folders() -> dict[str, Path]:
     """The model before and after."""
-    return {"before": DEMO / "base", "after": DEMO / "sft" / "model"}
+    return {"before": DEMO / "base", "after": DEMO / "preference" / "model"}
 
 
 def sample(path: Path, every: int) -> None:
@@ -95,6 +95,13 @@ def summarise(answers: dict[str, list[str]], questions: list[str], seconds: floa
             f"{when}_answers_perplexity": evaluation("sft", first=first)["answers"]["perplexity"]
             for when, first in (("before", True), ("after", False))
         },
+        "preference_accuracy": {
+            "pairs": evaluation("preference", first=True)["unseen"]["pairs"],
+            **{
+                when: evaluation("preference", first=first)["unseen"]["preference_accuracy"]
+                for when, first in (("before", True), ("after", False))
+            },
+        },
         "questions": [
             {"question": question, **{when: texts[i] for when, texts in answers.items()}}
             for i, question in enumerate(questions)
@@ -113,20 +120,29 @@ def evaluation(run: str, *, first: bool) -> dict[str, Any]:
 def show(summary: dict[str, Any]) -> None:
     """The table, the answers, and where things are."""
     console = Console(highlight=False)
-    table = Table("perplexity on", "before", "after", "change", title="What the training changed")
-    for name, words in (("unseen", "unseen security entities"), ("general", "general English")):
+    table = Table("perplexity; accuracy", "before", "after", "change", title="What the training changed")
+    for name, words in (
+        ("unseen", "unseen security entities (until fine-tuned)"),
+        ("general", "general English (until fine-tuned)"),
+    ):
         before, after = (summary[when][f"{name}_perplexity"] for when in ("before", "after"))
         table.add_row(words, f"{before:.2f}", f"{after:.2f}", f"{after / before - 1:+.1%}")
     before, after = (summary["fine_tuning"][f"{when}_answers_perplexity"] for when in ("before", "after"))
     words = "answers about them (by the fine-tuning alone)"
     table.add_row(words, f"{before:.2f}", f"{after:.2f}", f"{after / before - 1:+.1%}")
+    found = summary["preference_accuracy"]
+    before, after = found["before"], found["after"]
+    words = f"true answers preferred, of {found['pairs']} pairs (by the preference job)"
+    table.add_row(words, f"{before:.0%}", f"{after:.0%}", f"{100 * (after - before):+.0f} points")
     console.print(table)
     for asked in summary["questions"]:
         console.print(f"\n[bold]Q[/bold] {asked['question']}", markup=True)
         for when in ("before", "after", "source"):
             text = " ".join(asked[when].split()) or "(nothing)"
             console.print(f"  {when}: {text[:ANSWER_CHARACTERS]}{' …' * (len(text) > ANSWER_CHARACTERS)}", markup=False)
-    console.print(f"\nThe tuned model: {folders()['after']}   the runs: velocity show {DEMO}/pretrain, {DEMO}/sft")
+    console.print(
+        f"\nThe tuned model: {folders()['after']}   the runs: velocity show {DEMO}/pretrain (/sft, /preference)"
+    )
     console.print(f"The numbers: {DEMO}/summary.json   in all {summary['seconds']:.0f} s")
 
 

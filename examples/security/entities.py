@@ -56,29 +56,48 @@ class Section:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about one entity; its answer is an opening, then passages."""
+    """A question about one entity. Its answer: an opening, a body that is one line or passages, perhaps a closing.
+
+    Opening and closing are fixed words with the entity's own names. Where the line is a list, `items` are all the
+    things that are true of the entity, named in it or not. What is `common` is often true of its siblings as well.
+    """
 
     kind: str
     ask: str
     opening: str
+    line: str = ""
     passages: tuple[Passage, ...] = ()
+    closing: str = ""
+    items: tuple[str, ...] = ()
+    common: bool = False
 
     def answer(self, keep: Callable[[Passage], bool]) -> str:
         """Return the answer with the passages that `keep` accepts; empty when it needed some and none is left."""
-        kept = [passage for passage in self.passages if keep(passage)]
-        if self.passages and not kept:
-            return ""
-        return "\n".join([self.opening, *(f"- {passage.text}" for passage in kept)])
+        body = self.body(keep)
+        return self.worded(body) if body else ""
+
+    def body(self, keep: Callable[[Passage], bool]) -> str:
+        """Return what the answer says: the line, or the passages that `keep` accepts as bullets."""
+        return self.line or "\n".join(f"- {passage.text}" for passage in self.passages if keep(passage))
+
+    def worded(self, body: str) -> str:
+        """Return the body between this question's opening and closing."""
+        gap = "\n" if self.passages else " "
+        return f"{self.opening}{gap}{body} {self.closing}".rstrip()
 
 
 @dataclass(frozen=True)
 class Entity:
-    """One weakness, technique or mitigation: what is written about it and what can be asked about it."""
+    """One weakness, technique or mitigation: what is written about it and what can be asked about it.
+
+    `kin` names what it belongs to, such as the entities that it is a kind of: who shares one of them is a sibling.
+    """
 
     id: str
     name: str
     sections: tuple[Section, ...]
     questions: tuple[Question, ...]
+    kin: tuple[str, ...] = ()
 
     def statements(self) -> Iterator[Passage]:
         """Yield the passages of its text that say something of their own."""

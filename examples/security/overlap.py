@@ -34,12 +34,12 @@ def said_nowhere(known: Iterable[Entity]) -> Keep:
     Weaknesses share whole paragraphs with small changes, and what training has read is no measure of the unseen. Nor
     are the sentences of names, which this example writes itself: it refuses those too.
     """
-    said = {run for entity in known for passage in entity.statements() for run in _runs(passage.body)}
+    said = {run for entity in known for passage in entity.statements() for run in runs_of(passage.body)}
 
     def keep(passage: Passage) -> bool:
         if not passage.is_statement:
             return not passage.mentions
-        runs = _runs(passage.body)
+        runs = runs_of(passage.body)
         return sum(run in said for run in runs) < len(runs) / 5
 
     return keep
@@ -51,7 +51,21 @@ def not_boilerplate(entities: Iterable[Entity]) -> Keep:
     return lambda passage: givers[passage.body] <= MAX_GIVERS
 
 
-def _runs(text: str) -> list[str]:
-    """Return each 13-word run of the text, or the whole text when it is shorter."""
+def said_by_few(entities: Iterable[Entity]) -> Keep:
+    """Return a test that accepts a statement unless more than three entities say a fifth of its 13-word runs.
+
+    So it sees boilerplate behind small changes. What is no statement it refuses.
+    """
+    sayers = Counter(run for e in entities for run in {run for p in e.statements() for run in runs_of(p.body)})
+
+    def keep(passage: Passage) -> bool:
+        runs = runs_of(passage.body)
+        return passage.is_statement and sum(sayers[run] > MAX_GIVERS for run in runs) < len(runs) / 5
+
+    return keep
+
+
+def runs_of(text: str, words_each: int = RUN_WORDS) -> list[str]:
+    """Return each run of so many words of the text, or the whole text when it is shorter."""
     words = re.findall(r"\w+", text.lower())
-    return [" ".join(words[i : i + RUN_WORDS]) for i in range(max(1, len(words) - RUN_WORDS + 1))]
+    return [" ".join(words[i : i + words_each]) for i in range(max(1, len(words) - words_each + 1))]

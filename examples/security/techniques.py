@@ -111,7 +111,9 @@ def _technique(
     )
     what = lead(body[0], words=80)
     questions = _technique_questions(me, name, what, intro, tactics, mitigations, signs)
-    return Entity(me, name, tuple(s for s in sections if s.passages), tuple(questions))
+    area = "mobile " if any(phase.startswith("mobile") for phase in value["meta"].get("kill_chain", [])) else ""
+    kin = (*(area + tactic for tactic in tactics), *(parent["meta"]["external_id"] for parent in parents))
+    return Entity(me, name, tuple(s for s in sections if s.passages), tuple(questions), kin)
 
 
 def _technique_questions(
@@ -119,32 +121,35 @@ def _technique_questions(
 ) -> Iterable[Question]:
     """Yield the questions that the technique's fields answer."""
     ask = variant(me, "what", f"Explain the ATT&CK technique {me} ({name}).", f"What is {me} in MITRE ATT&CK?")
-    yield Question("what", ask, f"{intro} {what}")
-    yield Question("which", f"Which ATT&CK technique is this? {what}", f"This is {me}: {name}.")
+    yield Question("what", ask, intro, what)
+    yield Question("which", f"Which ATT&CK technique is this? {what}", "This is", f"{me}: {name}.")
     if tactics:
-        tell = f"Adversaries use {me} ({name}) for {listed(tactics)}."
-        yield Question("tactic", f"Which tactics does the ATT&CK technique {me} ({name}) serve?", tell)
+        ask = f"Which tactics does the ATT&CK technique {me} ({name}) serve?"
+        yield Question("tactic", ask, f"Adversaries use {me} ({name}) for", f"{listed(tactics)}.", common=True)
     if mitigations:
         ask = variant(me, "mitigation", f"How do defenders mitigate {me} ({name})?", f"What mitigates {me} ({name})?")
-        yield Question("mitigation", ask, f"ATT&CK lists for {me}: {listed(mitigations)}.")
+        tell = f"{listed(mitigations)}."
+        yield Question("mitigation", ask, f"ATT&CK lists for {me}:", tell, items=tuple(mitigations))
     if signs:
-        tell = f"Watch for signs of {me} in: {', '.join(signs)}."
-        yield Question("detection", f"Which data helps to detect {me} ({name})?", tell)
+        ask = f"Which data helps to detect {me} ({name})?"
+        yield Question("detection", ask, f"Watch for signs of {me} in:", f"{', '.join(signs)}.", items=tuple(signs))
 
 
 def _mitigation(value: dict[str, Any], stops: list[str]) -> Entity:
     """Return the entity of one mitigation."""
     me, name = value["meta"]["external_id"], _name(value)
     body = clean(value["description"])
-    against = f"{name} ({me}) counters {len(stops)} techniques, among them {listed(stops[:TECHNIQUES])}."
+    opening = f"{name} ({me}) counters"
+    against = f"{len(stops)} techniques, among them {listed(stops[:TECHNIQUES])}."
     sections = [Section("", tuple(map(Passage, body)))]
     what = lead(body[0], words=80)
     ask = variant(me, "what", f"What is the ATT&CK mitigation {me}?", f"Explain the ATT&CK mitigation {name} ({me}).")
     questions = [
-        Question("what", ask, f"{me} is {name}. {what}"),
-        Question("which", f"Which ATT&CK mitigation is this? {what}", f"This is {me}: {name}."),
+        Question("what", ask, f"{me} is {name}.", what),
+        Question("which", f"Which ATT&CK mitigation is this? {what}", "This is", f"{me}: {name}."),
     ]
     if stops:
-        sections.append(Section("Techniques addressed", (Passage(against, mentions=True),)))
-        questions.append(Question("counters", f"Which techniques does {me} ({name}) counter?", against))
-    return Entity(me, name, tuple(sections), tuple(questions))
+        sections.append(Section("Techniques addressed", (Passage(f"{opening} {against}", mentions=True),)))
+        ask = f"Which techniques does {me} ({name}) counter?"
+        questions.append(Question("counters", ask, opening, against, items=tuple(stops)))
+    return Entity(me, name, tuple(sections), tuple(questions), ("ATT&CK's mitigations",))

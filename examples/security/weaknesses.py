@@ -38,7 +38,8 @@ def _entity(node: Element, names: dict[str, str]) -> Entity:
         Section("Known vulnerabilities", tuple(_observed(node)), bullets=True),
     )
     questions = tuple(_questions(f"CWE-{number}", names[number], summary, node, names))
-    return Entity(f"CWE-{number}", names[number], tuple(s for s in sections if s.passages), questions)
+    kin = tuple(parent.partition(" ")[0] for parent in _relatives(node, "ChildOf", names))
+    return Entity(f"CWE-{number}", names[number], tuple(s for s in sections if s.passages), questions, kin)
 
 
 def _each(node: Element, path: str) -> list[str]:
@@ -126,17 +127,19 @@ def _questions(me: str, name: str, summary: str, node: Element, names: dict[str,
     """Yield the questions that the entry's fields answer."""
     parents = _relatives(node, "ChildOf", names)
     full = f"{me} ({name})"
-    kin = f" It is a kind of {listed(parents)}." if parents else ""
-    yield Question("what", variant(me, "what", f"What is {me}?", f"Explain {me}."), f"{me} is {name}. {summary}{kin}")
-    yield Question("which", f"Which CWE describes this weakness? {summary}", f"This is {me}: {name}.")
+    kin = f"It is a kind of {listed(parents)}." if parents else ""
+    ask = variant(me, "what", f"What is {me}?", f"Explain {me}.")
+    yield Question("what", ask, f"{me} is {name}.", summary, closing=kin)
+    yield Question("which", f"Which CWE describes this weakness? {summary}", "This is", f"{me}: {name}.")
     if consequences := _shortened(_consequences(node)):
         ask = variant(me, "consequences", f"What can {full} lead to?", f"What are the consequences of {full}?")
-        yield Question("consequences", ask, f"The consequences of {me} can be:", consequences)
+        yield Question("consequences", ask, f"The consequences of {me} can be:", passages=consequences, common=True)
     if detections := _shortened(_detections(node)):
-        yield Question("detection", f"How can {full} be detected?", f"Ways to detect {me}:", detections)
+        ask = f"How can {full} be detected?"
+        yield Question("detection", ask, f"Ways to detect {me}:", passages=detections, common=True)
     if mitigations := _shortened(_mitigations(node)):
         ask = variant(me, "mitigation", f"How do I prevent {full}?", f"How is {full} mitigated?")
-        yield Question("mitigation", ask, f"To mitigate {me}:", mitigations)
+        yield Question("mitigation", ask, f"To mitigate {me}:", passages=mitigations)
     if observed := list(_observed(node))[:2]:
         ask = f"Which known vulnerabilities are examples of {full}?"
-        yield Question("vulnerability", ask, f"Examples of {me} are:", tuple(observed))
+        yield Question("vulnerability", ask, f"Examples of {me} are:", passages=tuple(observed))

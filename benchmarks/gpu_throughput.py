@@ -75,24 +75,25 @@ def chats(count: int) -> Iterator[dict[str, Any]]:
 
 def measure(shape: str, row_count: int, rounds: int, names: Sequence[str]) -> tuple[dict[str, Result], float, float]:
     """All contenders on one shape; the model's parameters, and the bytes that the plan foresees for Velocity."""
+    from velocity.config.job import load_job
     from velocity.planner.plan import model_size, state_bytes
 
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         subprocess.run([sys.executable, __file__, "--make", shape, str(place / "model")], check=True)
         ragged.write_records(place / "chats.jsonl", chats(row_count))
-        job = place / "job.yaml"
-        job.write_text(job_text(place / "model", place / "chats.jsonl", place, length=LENGTH))
+        file = place / "job.yaml"
+        file.write_text(job_text(place / "model", place / "chats.jsonl", place, length=LENGTH))
         plain, ours = contest.plain_environment(place), contest.velocity_environment(place)
 
         def run(name: str) -> Result:
-            return contest.run_script(CHILD, [name, str(job)], ours if CONTENDERS[name].our_environment else plain)
+            return contest.run_script(CHILD, [name, str(file)], ours if CONTENDERS[name].our_environment else plain)
 
         results = contest.hold(names, rounds, run)
-        size = model_size(place / "model")
+        size, job = model_size(place / "model"), load_job(file).job
     assert size is not None, "the model was just written"
     check_equal_work(results)
-    return results, size.parameters, state_bytes(size.parameters, "bf16", 1, 1)
+    return results, size.parameters, state_bytes(job, size, "bf16", 1, 1)
 
 
 def rows(shape: str, results: Mapping[str, Result], parameters: float, planned: float, gpu: str) -> list[list[str]]:
@@ -101,7 +102,7 @@ def rows(shape: str, results: Mapping[str, Result], parameters: float, planned: 
 
     lines = []
     for name, result in results.items():
-        used = model_flops_utilisation(int(parameters), tokens_per_second(result), gpu, 1)
+        used = model_flops_utilisation(int(parameters), int(parameters), tokens_per_second(result), gpu, 1)
         lines.append([
             shape, CONTENDERS[name].title, f"{tokens_per_second(result):,.0f}", "" if used is None else f"{used:.1%}",
             f"{result['device_bytes'] / 2**30:.1f}", f"{planned / 2**30:.1f}" if name.startswith("velocity") else "",

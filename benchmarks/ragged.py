@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 DEMO = Path("runs/demo")
+PAIRS = DEMO / "corpus" / "preferences_train.jsonl"
 MODEL, CHATS, TEXTS = DEMO / "base", DEMO / "corpus" / "chats.jsonl", DEMO / "corpus" / "train.jsonl"
 
 

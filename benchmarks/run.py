@@ -20,6 +20,7 @@ SCRIPTS: Mapping[str, Sequence[str]] = {
     "data_memory": ("model", "texts"),
     "tokenise_throughput": ("model", "chats"),
     "train_throughput": ("model", "chats"),
+    "pair_throughput": ("model", "pairs"),
 }
 
 
@@ -52,6 +53,7 @@ def main() -> int:
     options = parser(str(__doc__))
     options.add_argument("--model", type=Path, default=ragged.MODEL)
     options.add_argument("--chats", type=Path, default=ragged.CHATS)
+    options.add_argument("--pairs", type=Path, default=ragged.PAIRS)
     options.add_argument("--texts", type=Path, default=ragged.TEXTS)
     given = vars(options.parse_args())
     entries = {name: run(name, given) for name in SCRIPTS}

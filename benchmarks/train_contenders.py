@@ -52,7 +52,8 @@ def job_text(model: Path, data_file: Path, folder: Path, task: str = "sft", *, l
 def prepare(job_file: Path, overrides: tuple[str, ...] = ()) -> tuple[Any, Any, Any]:
     """The job without any `auto`, its inputs, and a loader of its rows."""
     from velocity.config.job import load_job
-    from velocity.data.loader import Corpus, Share, TrainLoader
+    from velocity.data.corpus import Corpus
+    from velocity.data.loader import Share, TrainLoader
     from velocity.models.locate import locate
     from velocity.planner.hardware import detect
     from velocity.planner.plan import resolve
@@ -96,8 +97,8 @@ def _trainer(job: Any, inputs: Any, loader: Any, lines: list[Mapping[str, float]
     from velocity.distributed import comm
     from velocity.distributed.ds_config import deepspeed_config
     from velocity.objectives.build import build_objective
+    from velocity.training.build import build_engine
     from velocity.training.checkpoint import Checkpoints, TrainState
-    from velocity.training.run import build_engine
     from velocity.training.trainer import Parts, Plan, Trainer
 
     class Collector:
@@ -111,13 +112,13 @@ def _trainer(job: Any, inputs: Any, loader: Any, lines: list[Mapping[str, float]
         def close(self) -> None: ...
 
     total = loader.steps(1)
-    scorer, engine = build_engine(job, inputs.model_folder, deepspeed_config(job, 1), comm.from_environment())
+    built = build_engine(job, inputs.model_folder, deepspeed_config(job, 1), comm.from_environment())
     parts = Parts(
-        engine=engine, objective=build_objective(job), micro_batches=loader.micro_batches, eval_sets={},
+        engine=built.engine, objective=build_objective(job), micro_batches=loader.micro_batches, eval_sets={},
         checkpoints=Checkpoints(Path(job.output), 1, first=True), callbacks=[Collector()], optimizer=job.optimizer,
         stopping=lambda: False, seed=lambda step: None, measure=lambda speed: {},
     )  # fmt: skip
-    return Trainer(parts, Plan(total, total, total), TrainState()), _attention(scorer.model)
+    return Trainer(parts, Plan(total, total, total), TrainState()), _attention(built.scorer.model)
 
 
 def bare(job_file: Path) -> Pass:
@@ -168,7 +169,7 @@ def trl(job_file: Path, *, packing: bool, rows: int = 8, recompute: bool = True,
         model_init_kwargs={"dtype": "float32"},
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(inputs.model_folder)
-    model, clock = str(inputs.model_folder), _clock()
+    model, clock = str(inputs.model_folder), note_steps()
     data = _dataset(inputs.train)
     trainer = SFTTrainer(model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=[clock])
     batches = _watch_batches(trainer)
@@ -184,7 +185,7 @@ def trl(job_file: Path, *, packing: bool, rows: int = 8, recompute: bool = True,
     return Pass(tokens, trained, trainer.state.global_step, seconds, loss, _attention(trainer.model))
 
 
-def _clock() -> Any:
+def note_steps() -> Any:
     """A callback of TRL's trainer that notes when each step begins and ends."""
     from transformers import TrainerCallback
 

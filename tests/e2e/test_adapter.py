@@ -81,3 +81,17 @@ def test_an_adapter_where_nothing_fits_is_refused_before_a_step(trained: Path) -
     done = velocity("run", job)
     assert done.returncode == 2
     assert "adapter.targets" in done.stderr and "q_proj" in done.stderr
+
+
+def test_an_adapter_beside_quantised_weights_trains_and_merges_into_the_whole_ones(trained: Path) -> None:
+    job = write_job(
+        trained / "quantised.yaml", adapter={"rank": 2, "bits": 4}, output=str(trained / "quantised"),
+        strategy={"zero": 1, "precision": "bf16"}, optimizer={"learning_rate": 1e-2},
+    )  # fmt: skip
+    done = velocity("run", job)
+    assert done.returncode == 0, done.stderr
+    assert (trained / "quantised" / "model" / "adapter_model.safetensors").is_file()
+    exported = velocity("export", trained / "quantised", trained / "quantised-merged")
+    assert exported.returncode == 0, exported.stderr
+    whole = (trained / "model" / "model.safetensors").stat().st_size
+    assert (trained / "quantised-merged" / "model.safetensors").stat().st_size == pytest.approx(whole, rel=0.01)

@@ -23,7 +23,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "simpo": {"kind": "simpo"},
     "cpo": {"kind": "cpo"},
 }
-BASE = {"task": "preference", "batch.rows": 6, "data.sequence_length": 256}
+BASE: dict[str, Any] = {"task": "preference", "batch.rows": 6, "data.sequence_length": 256}
+ADAPTER = {**BASE, "preference": KINDS["dpo"], "adapter": {"kind": "lora"}, "batch.micro": 2}
 
 
 def words(first: int, count: int) -> str:
@@ -112,3 +113,26 @@ def test_a_global_batch_smaller_than_the_ranks_leaves_one_idle_and_gives_the_sam
     changes = {**BASE, "preference": KINDS["dpo"], "batch.rows": 1, "batch.micro": 1}
     expected = preference_steps(Ranks(), folder, changes)
     assert_same(pool(preference_steps, folder, {**changes, "strategy.zero": 3})[0], expected)
+
+
+@pytest.fixture(scope="module")
+def with_adapter(pool: Pool, folder: Path) -> Steps:
+    """Without ZeRO, the reference scored before: what an adapter's other ways to train are compared with."""
+    return pool(preference_steps, folder, {**ADAPTER, "strategy.zero": 0})[0]
+
+
+@pytest.mark.parametrize("zero", [0, 2, 3])
+@pytest.mark.parametrize("reference", ["cached", "live"])
+def test_with_an_adapter_the_reference_is_the_model_without_it(
+    pool: Pool, folder: Path, with_adapter: Steps, zero: int, reference: str
+) -> None:
+    preference = {**KINDS["dpo"], "reference": reference}
+    changes = {**ADAPTER, "preference": preference, "strategy.zero": zero}
+    assert_same(pool(preference_steps, folder, changes)[0], with_adapter)
+
+
+def test_an_adapter_begins_where_the_whole_model_does_and_goes_another_way(
+    references: dict[str, Steps], with_adapter: Steps
+) -> None:
+    assert with_adapter[0][0] == pytest.approx(references["dpo"][0][0], rel=1e-5)  # log 2 and the SFT term
+    assert with_adapter[-1][0] != pytest.approx(references["dpo"][-1][0], rel=1e-3)

@@ -95,12 +95,13 @@ def summarise(answers: dict[str, list[str]], questions: list[str], seconds: floa
             f"{when}_answers_perplexity": evaluation("sft", first=first)["answers"]["perplexity"]
             for when, first in (("before", True), ("after", False))
         },
-        "preference_accuracy": {
-            "pairs": evaluation("preference", first=True)["unseen"]["pairs"],
-            **{
-                when: evaluation("preference", first=first)["unseen"]["preference_accuracy"]
+        "preference_pairs": evaluation("preference", first=True)["unseen"]["pairs"],
+        **{
+            kind: {
+                when: evaluation("preference", first=first)["unseen"][key]
                 for when, first in (("before", True), ("after", False))
-            },
+            }
+            for kind, key in (("preference_accuracy", "preference_accuracy"), ("reward_accuracy", "accuracy"))
         },
         "questions": [
             {"question": question, **{when: texts[i] for when, texts in answers.items()}}
@@ -130,10 +131,12 @@ def show(summary: dict[str, Any]) -> None:
     before, after = (summary["fine_tuning"][f"{when}_answers_perplexity"] for when in ("before", "after"))
     words = "answers about them (by the fine-tuning alone)"
     table.add_row(words, f"{before:.2f}", f"{after:.2f}", f"{after / before - 1:+.1%}")
-    found = summary["preference_accuracy"]
-    before, after = found["before"], found["after"]
-    words = f"true answers preferred, of {found['pairs']} pairs (by the preference job)"
-    table.add_row(words, f"{before:.0%}", f"{after:.0%}", f"{100 * (after - before):+.0f} points")
+    for kind, words in (
+        ("preference_accuracy", f"true answer more likely, of {summary['preference_pairs']} unseen pairs"),
+        ("reward_accuracy", "… has gained more than the false one"),
+    ):
+        before, after = summary[kind]["before"], summary[kind]["after"]
+        table.add_row(words, f"{before:.0%}", f"{after:.0%}", f"{100 * (after - before):+.0f} points")
     console.print(table)
     for asked in summary["questions"]:
         console.print(f"\n[bold]Q[/bold] {asked['question']}", markup=True)

@@ -15,14 +15,16 @@ import annotated_types
 from pydantic_core import PydanticUndefined
 
 from velocity.config.base import Config
-from velocity.config.job import DECIDED, Job
-from velocity.config.resolved import FREE
+from velocity.config.generate import GenerateJob
+from velocity.config.job import Job
+from velocity.config.load import FAMILIES, TASKS
+from velocity.config.training import DECIDED, TrainingJob
 
 PAGE = Path(__file__).parent / "guides" / "job-file.md"
 BLOCK = re.compile(r"(<!-- (options|decided|free) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 # For fields without a description of their own.
 MEANINGS = {
-    "seed": "decides the order of the data, and dropout",
+    "seed": "decides the order of the data, dropout, and which tokens are sampled",
     "tracking": "where the numbers go besides metrics.jsonl",
     "adapter.kind": "LoRA (arXiv 2106.09685), rank-stabilised LoRA (2312.03732) or DoRA (2402.09353)",
     "preference.kind": "the objective; the tables below have the options of each",
@@ -41,13 +43,17 @@ WORDS = {int: "whole number", float: "number", str: "text", bool: "`true`, `fals
 
 @dataclass(frozen=True)
 class Option:
-    """One option; `names` are all places where it stands, `variant` what it belongs to where a section has several."""
+    """One option; `names` are all places where it stands, `variant` what it belongs to where a section has several.
+
+    `task` is the only one whose jobs have it; empty where it is one of training, or of every job.
+    """
 
     names: tuple[str, ...]
     values: str
     default: str
     meaning: str
     variant: type[Config] | None = None
+    task: str = ""
 
     @property
     def section(self) -> str:
@@ -58,7 +64,7 @@ class Option:
     def heading(self) -> str:
         """The heading of the table that it stands in."""
         if self.variant is None:
-            return f"### {self.section or 'The job itself'}\n"
+            return f"### {self.section or 'The job itself'}{f', `task: {self.task}`' if self.task else ''}\n"
         about = " ".join(str(self.variant.__doc__).split())
         return f"#### {self.section}, `kind: {_kind(self.variant)}`\n{about}\n\n"
 
@@ -69,9 +75,15 @@ class Option:
 
 
 def options() -> list[Option]:
-    """Every option of a job file, in the order of the models."""
+    """Every option of a job file, in the order of the models; what a generate job has like any other stands once."""
+    training = family_options(TrainingJob)
+    return training + [replace(one, task="generate") for one in family_options(GenerateJob) if one not in training]
+
+
+def family_options(family: type[Job]) -> list[Option]:
+    """Every option of one class of jobs."""
     places: dict[tuple[type[Config], ...], list[str]] = {}
-    for path, models in sections(Job):
+    for path, models in sections(family):
         places.setdefault(models, []).append(path)
     return [option for models, paths in places.items() for option in _options(models, paths)]
 
@@ -167,9 +179,27 @@ def tables() -> str:
     """One table a section of the job file, or a kind of it."""
     rows: dict[str, str] = {}
     for option in options():
-        rows[option.heading] = rows.get(option.heading, "") + option.row()
+        heading = option.heading + (_like_training(option.section) if option.task else "")
+        rows[heading] = rows.get(heading, "") + option.row()
     head = "| option | values | default | meaning |\n|---|---|---|---|\n"
     return "\n".join(f"{heading}{head}{lines}" for heading, lines in rows.items())
+
+
+def _like_training(section: str) -> str:
+    """What the section of a generate job has as it stands in another table; sections that are all alike, at the top."""
+    training, generate = family_options(TrainingJob), family_options(GenerateJob)
+    alike = [one for one in generate if one in training]
+    names = [one.names[0] for one in alike if one.section == section]
+    if not section:
+        own = {one.section for one in generate if one not in training}
+        names += dict.fromkeys(one.section for one in alike if one.section not in own)
+    return f"{_listed(names, 'and')} as above, and:\n\n" if names else ""
+
+
+def _listed(names: Sequence[str], word: str) -> str:
+    """`a`, `b` and `c`."""
+    *first, last = (f"`{name}`" for name in names)
+    return f"{', '.join(first)} {word} {last}" if first else last
 
 
 def decided() -> str:
@@ -179,8 +209,13 @@ def decided() -> str:
 
 
 def free() -> str:
-    """The keys that may differ where a run goes on."""
-    return "\n".join(f"- `{key}`" for key in sorted(FREE)) + "\n"
+    """The keys that may differ where a run goes on, for each class of jobs."""
+    lists = []
+    for family in FAMILIES:
+        tasks = _listed([task for task in TASKS if TASKS[task] is family], "or")
+        keys = "".join(f"- `{key}`\n" for key in sorted(family.FREE))
+        lists.append(f"With task {tasks}:\n\n{keys}")
+    return "\n".join(lists)
 
 
 def page(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -153,6 +154,16 @@ def tiny_model_folder(  # noqa: PLR0913 - a test names the few that matter to it
     return path
 
 
+def hollow_model_folder(folder: Path, parameters: int, *, layers: int = 30, hidden: int = 576, **config: Any) -> Path:
+    """Make `folder` one with a config, and weights of two bytes a parameter that take no room on the disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {"num_hidden_layers": layers, "hidden_size": hidden, "dtype": "bfloat16", **config}
+    (folder / "config.json").write_text(json.dumps(values))
+    with (folder / "model.safetensors").open("wb") as stream:
+        stream.truncate(2 * parameters)
+    return folder
+
+
 def chat(*contents: str, system: str | None = None) -> dict[str, Any]:
     """Return a chat row: the user and the assistant in turn say these things."""
     turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
@@ -164,6 +175,15 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return path
+
+
+def flip(path: Path, place: int) -> None:
+    """Change one bit of a file, in the byte at `place`; a negative place counts from the end."""
+    with path.open("r+b") as stream:
+        stream.seek(place, os.SEEK_END if place < 0 else os.SEEK_SET)
+        value = stream.read(1)[0]
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([value ^ 1]))
 
 
 def job_data(folder: Path) -> dict[str, Any]:
@@ -181,6 +201,17 @@ def job_data(folder: Path) -> dict[str, Any]:
         "batch": {"rows": 4},
         "optimizer": {"kind": "sgd", "learning_rate": 0.1, "schedule": "constant", "warmup": 0},
         "duration": {"steps": 2},
+    }
+
+
+def generate_data(folder: Path) -> dict[str, Any]:
+    """Return a small generate job as plain values: everything it names lies in `folder`."""
+    return {
+        "task": "generate",
+        "model": str(folder / "model"),
+        "output": str(folder / "run"),
+        "data": {"prompts": str(folder / "prompts.jsonl"), "cache": str(folder / "cache")},
+        "generation": {"max_new_tokens": 8},
     }
 
 

@@ -10,8 +10,10 @@ from typing import Any, TypeAlias
 import pytest
 import torch
 
-from tests.making import chat, job_data, tiny_model_folder, write_jsonl
-from velocity.config.job import Job
+from tests.making import chat, job_data, tiny_model_folder, write_job, write_jsonl
+from velocity.config.job import LoadedJob
+from velocity.config.load import load_job
+from velocity.config.training import TrainingJob
 from velocity.data.corpus import Corpus
 from velocity.data.loader import Share, TrainLoader
 from velocity.data.prepare import Preparation
@@ -24,12 +26,18 @@ from velocity.models.load import load_model
 from velocity.models.scorer import CausalScorer
 from velocity.objectives.answers import Reference, cached_reference
 from velocity.objectives.build import build_objective
+from velocity.planner.hardware import Hardware
+from velocity.planner.plan import resolve
+from velocity.runs.claim import claim
+from velocity.runs.folder import RunFolder
 from velocity.training.build import Built, build_engine, build_reference
 from velocity.training.checkpoint import Checkpoints, TrainState
 from velocity.training.optimizer import build_optimizer
+from velocity.training.setup import Inputs, prepare_inputs
 from velocity.training.trainer import Parts, Plan, Trainer
 
 TOLERANCE = 1e-5
+MACHINE = Hardware(2, 8.0, cpu_bf16=False)
 Steps: TypeAlias = list[tuple[float, float]]  # loss and gradient norm
 WORDS = [
     "check",
@@ -65,7 +73,7 @@ def prepare_folder(folder: Path, **model: Any) -> Path:
     return folder
 
 
-def make_job(folder: Path, changes: Mapping[str, Any]) -> Job:
+def make_job(folder: Path, changes: Mapping[str, Any]) -> TrainingJob:
     """The job of a prepared folder; `changes` holds dotted keys."""
     data: dict[str, Any] = job_data(folder)
     data["strategy"] = {"zero": 0, "precision": "fp32", "recompute": "none"}
@@ -74,7 +82,23 @@ def make_job(folder: Path, changes: Mapping[str, Any]) -> Job:
     for key, value in changes.items():
         section, _, name = key.rpartition(".")
         (data[section] if section else data)[name] = value
-    return Job.model_validate(data)
+    return TrainingJob.model_validate(data)
+
+
+def planned(folder: Path, output: Path, *overrides: str) -> LoadedJob[TrainingJob]:
+    """The job of a prepared folder, without an `auto`; its file lies beside its output."""
+    job = load_job(write_job(output.parent / "job.yaml", **{**job_data(folder), "output": str(output)}), overrides)
+    return resolve(job, MACHINE, folder / "model")
+
+
+def inputs_of(job: LoadedJob[TrainingJob]) -> Inputs:
+    """What the job reads, ready for the ranks."""
+    return prepare_inputs(job.job, Path(job.job.model.path), lambda text: None)
+
+
+def claimed(job: LoadedJob[TrainingJob], *, fresh: bool = False) -> RunFolder:
+    """The run folder of a planned job, as `velocity run` leaves it to the ranks."""
+    return claim(job, inputs_of(job).manifest(job.job), MACHINE.describe(), fresh=fresh)
 
 
 class Recorder:
@@ -98,7 +122,7 @@ class Recorder:
         pass
 
 
-def loader_of(job: Job, ranks: Ranks) -> TrainLoader:
+def loader_of(job: TrainingJob, ranks: Ranks) -> TrainLoader:
     """The job's own loader, for one rank."""
     preparation = Preparation(job, Path(job.model.path), lambda text: None)
     stores = [preparation.source(source) for source in job.data.train]
@@ -107,7 +131,7 @@ def loader_of(job: Job, ranks: Ranks) -> TrainLoader:
     return TrainLoader(Corpus(stores, [source.weight for source in job.data.train]), job, share)
 
 
-def plain_engine(job: Job) -> TorchEngine:
+def plain_engine(job: TrainingJob) -> TorchEngine:
     """The reference engine of a job."""
     model = load_model(Path(job.model.path), job.model, "fp32")
     assert isinstance(job.batch.micro, int)
@@ -115,17 +139,17 @@ def plain_engine(job: Job) -> TorchEngine:
     return TorchEngine(scorer, build_optimizer(scorer, job.optimizer), job.optimizer.gradient_clipping)
 
 
-def deepspeed_engine(job: Job, ranks: Ranks) -> DeepSpeedEngine:
+def deepspeed_engine(job: TrainingJob, ranks: Ranks) -> DeepSpeedEngine:
     """The engine that `velocity run` builds for a job."""
     return built_on(job, ranks).engine
 
 
-def built_on(job: Job, ranks: Ranks) -> Built:
+def built_on(job: TrainingJob, ranks: Ranks) -> Built:
     """Model, scorer and engine as `velocity run` builds them."""
     return build_engine(job, Path(job.model.path), deepspeed_config(job, ranks.world_size), ranks)
 
 
-def take_steps(job: Job, engine: TrainEngine, ranks: Ranks, steps: int = 6) -> Steps:
+def take_steps(job: TrainingJob, engine: TrainEngine, ranks: Ranks, steps: int = 6) -> Steps:
     """(loss, gradient norm) of the first steps, by the trainer itself."""
     recorder = Recorder()
     return _take(parts_of(job, engine, ranks, recorder), recorder, steps)
@@ -169,7 +193,7 @@ def assert_same(steps: Steps, reference: Steps) -> None:
 
 
 def parts_of(  # noqa: PLR0913 - what a trainer is made of
-    job: Job,
+    job: TrainingJob,
     engine: TrainEngine,
     ranks: Ranks,
     recorder: Recorder,

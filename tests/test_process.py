@@ -9,6 +9,7 @@ import sys
 import time
 
 from tests.commands import processes_naming
+from velocity.process import PARENT, as_parent
 
 
 def test_a_process_dies_with_its_parent():
@@ -31,3 +32,14 @@ def test_a_process_dies_with_its_parent():
     for number in left:
         os.kill(number, signal.SIGKILL)
     assert not left, "the child outlived its parent"
+
+
+def test_a_process_whose_parent_died_before_it_asked_ends_at_once():
+    text = "from velocity.process import die_with_parent; die_with_parent(); print('alive')"
+    environments = [as_parent(), {PARENT: str(os.getppid())}]  # our child; one that another process started
+    ended = [
+        subprocess.run([sys.executable, "-c", text], env={**os.environ, **told}, capture_output=True, check=False)
+        for told in environments
+    ]
+    assert [done.returncode for done in ended] == [0, -signal.SIGKILL]
+    assert [done.stdout for done in ended] == [b"alive\n", b""]

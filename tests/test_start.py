@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.making import write_job
-from velocity.config.job import load_job
+from velocity.config.load import load_job
 from velocity.config.resolved import render
 from velocity.distributed import failure
 from velocity.errors import InterruptedRun, JobError
+from velocity.runs.folder import RunFolder
 from velocity.start import conclude
-from velocity.training.run_folder import RunFolder
 
 
 @pytest.fixture(name="run")
@@ -23,10 +23,12 @@ def _run(tmp_path: Path) -> RunFolder:
     return found
 
 
-def test_a_complete_run_ends_well(run: RunFolder, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("result", ["model", "completions.jsonl", "completions.parquet"])
+def test_a_complete_run_ends_well_and_names_its_result(run: RunFolder, capsys: pytest.CaptureFixture[str], result: str):
+    (run.path / result).mkdir() if result == "model" else (run.path / result).touch()
     run.set_status("complete")
     conclude(run, 0)
-    assert capsys.readouterr().err == f"done: {run.model}\n"
+    assert capsys.readouterr().err == f"done: {run.path / result}\n"
 
 
 def test_a_run_that_was_stopped_is_interrupted_not_failed(run: RunFolder):

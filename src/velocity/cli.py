@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -35,7 +35,7 @@ def run(
         bool, typer.Option("--dry-run", help="print the resolved job and the command, start nothing")
     ] = False,
 ) -> None:
-    """Train: run job files in order. A finished one is skipped, a stopped one goes on."""
+    """Run job files in order. A finished one is skipped, a stopped one goes on."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a KeyboardInterrupt
     loaded_jobs = _load(jobs, processes)  # first: a wrong job file is refused before anything heavy is imported
     from velocity import start
@@ -59,27 +59,32 @@ def check(jobs: Jobs, processes: Processes = None, as_json: AsJson = False) -> N
     loaded_jobs = _load(jobs, processes)  # first: a wrong job file is refused before torch is imported
     from velocity import start
     from velocity.config.job import placed
-    from velocity.training.check import check_job, print_check
+    from velocity.inference import check as of_prompts
+    from velocity.training import check as of_data
 
     for resolved, model_folder, _ in map(start.resolve_ahead, start.with_earlier(loaded_jobs)):
+        of: Any = of_prompts if resolved.job.task == "generate" else of_data
         with placed(resolved.origins):
-            found = check_job(resolved, model_folder, progress_line())
+            found = of.check_job(resolved, model_folder, progress_line())
         if as_json:
             print(json.dumps(found.describe()))
         else:
-            print_check(found)
+            of.print_check(found)
 
 
 @app.command()
 def show(folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")], as_json: AsJson = False) -> None:
     """Say what a run did."""
-    from velocity.training.show import print_summary, summarise
+    from velocity.inference import show as of_rows
+    from velocity.runs.opened import open_run
+    from velocity.training import show as of_steps
 
-    summary = summarise(folder)
+    of: Any = of_rows if open_run(folder)[1].task == "generate" else of_steps
+    summary = of.summarise(folder)
     if as_json:
         print(json.dumps(summary))
     else:
-        print_summary(summary)
+        of.print_summary(summary)
 
 
 @app.command()
@@ -94,17 +99,17 @@ def export(
     say(f"done: {target}")
 
 
-@app.command()
-def schema() -> None:
+@app.command("schema")
+def _schema() -> None:
     """Print the JSON Schema of a job file, for editors."""
-    from velocity.config.job import Job
+    from velocity.config.load import schema
 
-    print(json.dumps(Job.model_json_schema(), indent=1))
+    print(json.dumps(schema(), indent=1))
 
 
-def _load(arguments: list[str], processes: int | None) -> list[LoadedJob]:
+def _load(arguments: list[str], processes: int | None) -> list[LoadedJob[Any]]:
     """Every job file, checked before any of them starts."""
-    from velocity.config.job import load_job
+    from velocity.config.load import load_job
 
     files = [argument for argument in arguments if "=" not in argument]
     overrides = [argument for argument in arguments if "=" in argument]
@@ -115,14 +120,16 @@ def _load(arguments: list[str], processes: int | None) -> list[LoadedJob]:
     return [load_job(Path(file), overrides) for file in files]
 
 
-def _print_dry(resolved: LoadedJob) -> None:
+def _print_dry(resolved: LoadedJob[Any]) -> None:
     from velocity.config.resolved import render
     from velocity.launch import local
-    from velocity.training.run_folder import RunFolder
+    from velocity.runs.folder import RunFolder
+    from velocity.start import family_of
 
     folder = RunFolder(resolved.job.output)
     print(render(resolved), end="")
-    print("#", " ".join(local.render(folder.path, folder.failures, int(resolved.job.launch.processes))))
+    module, count = family_of(resolved.job).module, int(resolved.job.launch.processes)
+    print("#", " ".join(local.render(module, folder.path, folder.failures, count)))
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -12,10 +12,17 @@ from pathlib import Path
 
 def write_atomically(path: Path, text: str) -> None:
     """The file holds `text`, whole or not at all, even after a power cut."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The path of a file to write, which then takes the place of `path`; on an error it is gone, `path` as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         sync(temporary)
         temporary.replace(path)
     except OSError as error:

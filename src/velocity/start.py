@@ -1,36 +1,98 @@
-"""From a job file to a run: planned, checked, started, concluded. Here planner, launch and training meet."""
+"""From a job file to a run: planned, checked, started, concluded. Here planner, launch and the tasks meet."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
+from velocity.config.generate import GenerateJob
 from velocity.config.job import Job, LoadedJob, placed
+from velocity.config.load import TASKS
+from velocity.config.training import TrainingJob
 from velocity.distributed import failure
 from velocity.errors import InterruptedRun, JobError
+from velocity.inference import setup as inference
 from velocity.launch import local
 from velocity.models.locate import locate
-from velocity.planner.hardware import detect
-from velocity.planner.plan import resolve as plan
+from velocity.planner import inference as inference_plan
+from velocity.planner import plan as training_plan
+from velocity.planner.hardware import Hardware, detect
+from velocity.runs.chain import model_ahead
+from velocity.runs.claim import Manifest, check_startable, claim, is_complete
+from velocity.runs.folder import RunFolder
 from velocity.terminal import progress_line, say
-from velocity.training.chain import model_ahead
+from velocity.training import setup as training
+from velocity.training.callbacks.build import check_installed
 from velocity.training.export import merge_ahead
-from velocity.training.run_folder import RunFolder
-from velocity.training.setup import check_startable, claim, is_complete, prepare_inputs
 
-Resolved: TypeAlias = tuple[LoadedJob, Path, dict[str, Any]]  # the job, its model's folder, this machine
+AnyLoaded: TypeAlias = LoadedJob[Any]
+Resolved: TypeAlias = tuple[AnyLoaded, Path, dict[str, Any]]  # the job, its model's folder, this machine
 
 
-def with_earlier(loaded_jobs: Sequence[LoadedJob]) -> Iterator[tuple[LoadedJob, list[Job]]]:
+class Inputs(Protocol):
+    """What a job reads, ready for the ranks."""
+
+    @property
+    def hash(self) -> str:
+        """Changes with the content of model and data."""
+        ...
+
+    def manifest(self, job: Any) -> Manifest:
+        """What of it the run folder says."""
+        ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """What jobs of one class have of their own: their plan, their inputs, and the module that is one of their ranks."""
+
+    module: str
+    plan: Callable[[Any, Hardware, Path], AnyLoaded]
+    prepare: Callable[[Any, Path, Callable[[str], None]], Inputs]
+    summary: Callable[[Any], str]
+    thrifty: Callable[[Any], bool] = lambda job: False  # trades speed for memory
+    check_installed: Callable[[Any], None] = lambda job: None  # UserError where a package is missing
+
+
+def _spread(job: TrainingJob) -> str:
+    return f"ZeRO {job.strategy.zero}, {job.strategy.precision}"
+
+
+def _trackers(job: TrainingJob) -> None:
+    check_installed(job.tracking)
+
+
+def _engine(job: GenerateJob) -> str:
+    return f"engine {job.generation.engine}, {job.strategy.precision}"
+
+
+def _streams(job: GenerateJob) -> bool:
+    return job.strategy.offload.parameters != "none"
+
+
+FAMILIES: Mapping[type[Job], Family] = {
+    TrainingJob: Family(
+        "velocity.training.run", training_plan.resolve, training.prepare_inputs, _spread, check_installed=_trackers
+    ),
+    GenerateJob: Family("velocity.inference.run", inference_plan.resolve, inference.prepare_inputs, _engine, _streams),
+}
+
+
+def family_of(job: Job) -> Family:
+    """What belongs to the job's class."""
+    return FAMILIES[TASKS[job.task]]
+
+
+def with_earlier(loaded_jobs: Sequence[AnyLoaded]) -> Iterator[tuple[AnyLoaded, list[Job]]]:
     """Each job with those that come before it in the same call."""
     for number, loaded in enumerate(loaded_jobs):
         yield loaded, [earlier.job for earlier in loaded_jobs[:number]]
 
 
-def resolve_ahead(of: tuple[LoadedJob, list[Job]]) -> Resolved:
+def resolve_ahead(of: tuple[AnyLoaded, list[Job]]) -> Resolved:
     """The same as `resolve` before the earlier jobs have run, and without the weights of a hub model."""
     loaded, earlier = of
     with placed(loaded.origins):
@@ -38,51 +100,54 @@ def resolve_ahead(of: tuple[LoadedJob, list[Job]]) -> Resolved:
     return resolve(replace(loaded, job=job), folder)
 
 
-def resolve(loaded: LoadedJob, model_folder: Path | None = None) -> Resolved:
+def resolve(loaded: AnyLoaded, model_folder: Path | None = None) -> Resolved:
     """The job without any `auto`, its model's folder, and this machine."""
     hardware = detect(local.visible_gpus())
     with placed(loaded.origins):
         if model_folder is None:
             merge_ahead(loaded.job.model.path)
         folder = model_folder or locate(loaded.job.model)
-        return plan(loaded, hardware, folder), folder, hardware.describe()
+        return family_of(loaded.job).plan(loaded, hardware, folder), folder, hardware.describe()
 
 
-def check_ahead(loaded_jobs: Sequence[LoadedJob], *, fresh: bool) -> None:
+def check_ahead(loaded_jobs: Sequence[AnyLoaded], *, fresh: bool) -> None:
     """Nothing, or UserError for what would end a later job: better now than after the hours of the first one."""
     for loaded in loaded_jobs:
         with placed(loaded.origins):
+            family_of(loaded.job).check_installed(loaded.job)
             check_startable(loaded, fresh=fresh)
     for resolved, model_folder, _ in map(resolve_ahead, with_earlier(loaded_jobs)):
         with placed(resolved.origins):
-            prepare_inputs(resolved.job, model_folder, progress_line())
+            family_of(resolved.job).prepare(resolved.job, model_folder, progress_line())
 
 
-def run_one(loaded: LoadedJob, *, fresh: bool) -> None:
-    """The job is done: a rank a process trained it. Nothing happens where it was done before."""
+def run_one(loaded: AnyLoaded, *, fresh: bool) -> None:
+    """The job is done: a rank a process did it. Nothing happens where it was done before."""
     resolved, model_folder, hardware = resolve(loaded)
-    with RunFolder(resolved.job.output).owned():
+    job, family = resolved.job, family_of(resolved.job)
+    with RunFolder(job.output).owned():
         with placed(resolved.origins):
+            family.check_installed(job)
             check_startable(resolved, fresh=fresh)
-            inputs = prepare_inputs(resolved.job, model_folder, progress_line())
-        if is_complete(resolved, inputs) and not fresh:
-            say(f"{resolved.job.output} is complete: the same job with the same inputs; nothing to do")
+            inputs = family.prepare(job, model_folder, progress_line())
+        if is_complete(resolved, inputs.hash) and not fresh:
+            say(f"{job.output} is complete: the same job with the same inputs; nothing to do")
             return
-        folder = claim(resolved, inputs, hardware, fresh=fresh)
-        count = int(resolved.job.launch.processes)
-        say(f"{loaded.path}: {resolved.job.task} on {count} process(es), ZeRO {resolved.job.strategy.zero}, "
-             f"{resolved.job.strategy.precision} → {folder.path}")  # fmt: skip
-        added = local.environment(count, hardware["cores"], gpus=bool(hardware["gpus"]))
-        conclude(folder, local.run(local.render(folder.path, folder.failures, count), added))
+        folder = claim(resolved, inputs.manifest(job), hardware, fresh=fresh)
+        count = int(job.launch.processes)
+        say(f"{loaded.path}: {job.task} on {count} process(es), {family.summary(job)} → {folder.path}")
+        added = local.environment(count, hardware["cores"], gpus=bool(hardware["gpus"]), thrifty=family.thrifty(job))
+        conclude(folder, local.run(local.render(family.module, folder.path, folder.failures, count), added))
 
 
 def conclude(folder: RunFolder, exit_status: int) -> None:
     """Nothing where the run is complete; else the error that says why not."""
     status = folder.status()
     if exit_status == 0 and status["state"] == "complete":
-        say(f"done: {folder.model}")
+        say(f"done: {folder.result}")
         return
-    if status["state"] == "interrupted":
+    # where a rank was killed its node ends the others, which stop in good order: that is no interruption
+    if status["state"] == "interrupted" and exit_status == InterruptedRun.exit_status:
         raise InterruptedRun(status["why"])
     if exit_status == InterruptedRun.exit_status:
         why = "stopped before it could save"

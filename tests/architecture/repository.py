@@ -6,12 +6,13 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "velocity"
-MADE_HERE = {"build", "dist", "runs", "venv"}  # what .gitignore names, for a tree without git
+MADE_HERE = {"build", "dist", "runs", "venv"}  # at the top, as .gitignore names them, for a tree without git
 
 
 @cache
@@ -22,11 +23,12 @@ def listed_files() -> tuple[str, ...]:
     if (ROOT / ".git").exists() and git.returncode == 0:
         return tuple(sorted(path for path in git.stdout.split("\0") if path and (ROOT / path).is_file()))
     paths = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
-    return tuple(sorted(path.as_posix() for path in paths if not any(map(_is_made_here, path.parts[:-1]))))
+    return tuple(sorted(path.as_posix() for path in paths if not _is_made_here(path.parts[:-1])))
 
 
-def _is_made_here(folder: str) -> bool:
-    return folder in MADE_HERE or folder.startswith((".", "__pycache__")) or folder.endswith(".egg-info")
+def _is_made_here(folders: Sequence[str]) -> bool:
+    left = (folder.startswith((".", "__pycache__")) or folder.endswith(".egg-info") for folder in folders)
+    return not MADE_HERE.isdisjoint(folders[:1]) or any(left)
 
 
 def source_files() -> list[str]:

@@ -47,7 +47,7 @@ def test_a_contract_catches_what_it_forbids(tmp_path: Path, contract: str, modul
     assert "1 broken" in report, report
 
 
-@pytest.mark.parametrize("module", ["velocity.cli", "velocity.config.job", "velocity.planner", "velocity.launch"])
+@pytest.mark.parametrize("module", ["velocity.cli", "velocity.config.load", "velocity.planner", "velocity.launch"])
 def test_importing_it_loads_no_framework(module: str):
     code = f"import json, sys, {module}; print(json.dumps(sorted({set(HEAVY)} & set(sys.modules))))"
     done = run_tool("python", "-c", code)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from velocity.config.job import option_names
+from velocity.config.load import option_names
 
 FROZEN = Path(__file__).with_name("options.txt")
-UPDATE = 'python -c "from velocity.config.job import option_names; print(*sorted(option_names()), sep=chr(10))"'
+UPDATE = 'python -c "from velocity.config.load import option_names; print(*sorted(option_names()), sep=chr(10))"'
 
 
 def test_the_options_of_a_job_file_are_the_frozen_ones():

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.config.test_job import conforms
+from tests.config.schemas import conforms
 from tests.config.test_objective import line_of
 from tests.making import job_data, write_job
 from velocity.config.adapter import AdapterConfig
-from velocity.config.job import Job, LoadedJob, load_job
-from velocity.config.resolved import differences, read_resolved, render
+from velocity.config.job import LoadedJob
+from velocity.config.load import load_job, read_resolved
+from velocity.config.resolved import differences, render
+from velocity.config.training import TrainingJob
 from velocity.errors import UserError
 
 
@@ -99,13 +101,13 @@ def test_a_run_does_not_go_on_with_another_adapter_or_without_one(tmp_path: Path
 
 @pytest.mark.parametrize("section", [{}, {"targets": "q_proj"}, {"targets": ["q_proj", "v_proj"]}, {"bits": 4}, None])
 def test_the_schema_accepts_what_the_job_accepts(tmp_path: Path, section: Any):
-    schema = Job.model_json_schema()
+    schema = TrainingJob.model_json_schema()
     job = {**job_data(tmp_path), "adapter": section}
-    Job.model_validate(job)
+    TrainingJob.model_validate(job)
     assert conforms(job, schema, schema["$defs"])
 
 
 @pytest.mark.parametrize("section", [{"bits": 5}, {"targets": 3}, {"kind": "loha"}, {"rank": 0}, "lora"])
 def test_the_schema_refuses_what_the_job_refuses(tmp_path: Path, section: Any):
-    schema = Job.model_json_schema()
+    schema = TrainingJob.model_json_schema()
     assert not conforms({**job_data(tmp_path), "adapter": section}, schema, schema["$defs"])

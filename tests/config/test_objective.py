@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.config.test_job import conforms
+from tests.config.schemas import conforms
 from tests.making import job_data, write_job
-from velocity.config.job import Job, LoadedJob, load_job
+from velocity.config.job import LoadedJob
+from velocity.config.load import load_job, read_resolved
 from velocity.config.objective import (
     KINDS,
     CPOConfig,
@@ -19,7 +20,8 @@ from velocity.config.objective import (
     ORPOConfig,
     SimPOConfig,
 )
-from velocity.config.resolved import differences, read_resolved, render
+from velocity.config.resolved import differences, render
+from velocity.config.training import TrainingJob
 from velocity.errors import UserError
 
 CONFIGS = {"dpo": DPOConfig, "orpo": ORPOConfig, "simpo": SimPOConfig, "cpo": CPOConfig, "kto": KTOConfig}
@@ -194,13 +196,13 @@ def test_every_kind_is_tried_above():
 
 @pytest.mark.parametrize("section", [{}, {"beta": 0.2}, {"loss": "ipo"}, *({"kind": kind} for kind in KINDS)])
 def test_the_schema_accepts_what_the_job_accepts(tmp_path: Path, section: dict[str, Any]):
-    schema = Job.model_json_schema()
+    schema = TrainingJob.model_json_schema()
     job = {**job_data(tmp_path), "task": "preference", "preference": section}
-    assert Job.model_validate(job).preference is not None
+    assert TrainingJob.model_validate(job).preference is not None
     assert conforms(job, schema, schema["$defs"])
 
 
 @pytest.mark.parametrize("section", [{"kind": "ppo"}, {"kind": "orpo", "gamma": 1}, {"loss": "log"}, "dpo"])
 def test_the_schema_refuses_what_the_job_refuses(tmp_path: Path, section: Any):
-    schema = Job.model_json_schema()
+    schema = TrainingJob.model_json_schema()
     assert not conforms({**job_data(tmp_path), "task": "preference", "preference": section}, schema, schema["$defs"])

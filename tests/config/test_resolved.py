@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.making import write_job
-from velocity.config.job import Job, LoadedJob, load_job
-from velocity.config.resolved import FREE, differences, read_resolved, render
+from tests.making import generate_data, write_job
+from velocity.config.generate import GenerateJob
+from velocity.config.job import Job, LoadedJob
+from velocity.config.load import load_job, read_resolved
+from velocity.config.resolved import differences, render
+from velocity.config.training import TrainingJob
 
 
 def load(folder: Path, *overrides: str, **sections: Any) -> LoadedJob:
@@ -105,6 +109,56 @@ def test_a_run_goes_on_where_only_this_differs(tmp_path: Path, override: str):
     assert differences(job, changed) == []
 
 
-def test_every_free_key_is_tried_above():
-    tried = str(test_a_run_goes_on_where_only_this_differs.pytestmark)
-    assert [key for key in FREE if key not in tried] == []
+def load_generate(folder: Path, *overrides: str) -> LoadedJob:
+    (folder / "job.yaml").write_text(yaml.safe_dump(generate_data(folder)), "utf-8")
+    return load_job(folder / "job.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "output=elsewhere", "strategy.precision=bf16", "strategy.tensor=2", "batch.rows=3", "batch.tokens=4096",
+        "launch.processes=2", "generation.engine=zero", "data.cache=elsewhere",
+    ],
+)  # fmt: skip
+def test_completions_go_on_where_only_this_differs(tmp_path: Path, override: str):
+    job, changed = load_generate(tmp_path).job, load_generate(tmp_path, override).job
+    assert changed != job
+    assert differences(job, changed) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    [
+        ("seed=1", "seed: 0 → 1"),
+        ("generation.temperature=0.7", "generation.temperature: 0.0 → 0.7"),
+        ("data.prompts.template='{{ a }}'", "data.prompts.0.template: None → {{ a }}"),
+        ("data.on_long_prompt=cut", "data.on_long_prompt: error → cut"),
+    ],
+)
+def test_what_changes_completions_makes_another_job(tmp_path: Path, override: str, difference: str):
+    assert differences(load_generate(tmp_path).job, load_generate(tmp_path, override).job) == [difference]
+
+
+@pytest.mark.parametrize("sections", [(), ("data.prompts=[a, {path: b, template: '{{ c }}'}]", "generation.stop=x")])
+def test_a_rendered_generate_job_reads_back_as_the_same_job(tmp_path: Path, sections: tuple[str, ...]):
+    loaded = load_generate(tmp_path, *sections)
+    assert through_a_file(loaded, tmp_path) == loaded.job
+
+
+def test_a_training_run_and_completions_do_not_go_on_from_each_other(tmp_path: Path):
+    training, generate = load(tmp_path).job, load_generate(tmp_path).job
+    assert "task: sft → generate" in differences(training, generate)
+    assert "task: generate → sft" in differences(generate, training)
+
+
+@pytest.mark.parametrize(
+    ("family", "tries"),
+    [
+        (TrainingJob, test_a_run_goes_on_where_only_this_differs),
+        (GenerateJob, test_completions_go_on_where_only_this_differs),
+    ],
+)
+def test_every_free_key_is_tried_above(family: type[Job], tries: Any):
+    assert [key for key in family.FREE if key not in str(tries.pytestmark)] == []
+    assert family.FREE

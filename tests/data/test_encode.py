@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.making import TEXT, chat, job_data, read_template, tiny_tokenizer
-from velocity.config.job import Job
+from velocity.config.training import TrainingJob
 from velocity.data import encode
 from velocity.data.encode import Encoder, EncodingRules, LongChat, TokenSequence, adds_bos
 from velocity.data.parse import parse
@@ -381,7 +381,7 @@ def test_the_template_of_a_job_replaces_that_of_the_tokenizer():
 def test_the_task_decides_what_is_trained_on(sections: dict[str, Any], train_on: str):
     data = job_data(Path("x"))
     data["data"].update(sequence_length=77, on_long_chat="cut")
-    assert EncodingRules.of(Job.model_validate({**data, **sections})) == EncodingRules(77, train_on, "cut")
+    assert EncodingRules.of(TrainingJob.model_validate({**data, **sections})) == EncodingRules(77, train_on, "cut")
 
 
 def preference(chosen: str, rejected: str, prompt: str = "What is it?") -> Preference:

@@ -16,7 +16,7 @@ import pytest
 from tests.data.stores import answered, corpus_of, sequence
 from tests.making import job_data
 from velocity.batch import IGNORED, Answers, Batch
-from velocity.config.job import Job
+from velocity.config.training import TrainingJob
 from velocity.data.corpus import Corpus
 from velocity.data.encode import TokenSequence
 from velocity.data.layout import Layout, Pairs, Sequences, SingleAnswers, build_layout
@@ -52,7 +52,7 @@ def mismatched_of(batch: Batch) -> Batch:
     ],
 )  # fmt: skip
 def test_the_task_has_its_layout(changes: dict[str, Any], kind: type, name: str):
-    layout = build_layout(Job.model_validate({**job_data(Path("x")), **changes}))
+    layout = build_layout(TrainingJob.model_validate({**job_data(Path("x")), **changes}))
     assert type(layout) is kind
     assert layout.name == name  # scores of a reference are kept under it
     assert layout.pack_epoch is (kind is Sequences)
@@ -64,7 +64,7 @@ def test_the_task_has_its_layout(changes: dict[str, Any], kind: type, name: str)
 )
 def test_a_prompt_is_computed_once_where_the_attention_can_look_back_at_it(attention: str, shares: bool):
     model = {"path": "x", "attention": attention}
-    layout = build_layout(Job.model_validate({**job_data(Path("x")), "task": "preference", "model": model}))
+    layout = build_layout(TrainingJob.model_validate({**job_data(Path("x")), "task": "preference", "model": model}))
     assert isinstance(layout, Pairs)
     assert layout.share_prompt is shares
 

@@ -14,7 +14,7 @@ import pytest
 from tests.data.stores import answered, sequence, write_store
 from tests.making import job_data
 from velocity.batch import Batch
-from velocity.config.job import Job
+from velocity.config.training import TrainingJob
 from velocity.data.corpus import Corpus
 from velocity.data.encode import TokenSequence
 from velocity.data.layout import Sequences, build_layout
@@ -37,10 +37,10 @@ def _stores(tmp_path: Path) -> list[SequenceStore]:
     return [make_store(tmp_path / "one", 40, seed=1), make_store(tmp_path / "two", 25, seed=2)]
 
 
-def make_job(**changes: Any) -> Job:
+def make_job(**changes: Any) -> TrainingJob:
     data = job_data(Path("x"))
     data["data"].update(sequence_length=LENGTH, packing=changes.pop("packing", True))
-    return Job.model_validate({**data, "batch": {"rows": 7}, **changes})
+    return TrainingJob.model_validate({**data, "batch": {"rows": 7}, **changes})
 
 
 def loader(stores: list[SequenceStore], share: Share = ALONE, weights: Any = None, **changes: Any) -> TrainLoader:

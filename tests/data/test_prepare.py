@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tests.making import TEMPLATES, TEXT, chat, job_data, tiny_tokenizer, write_jsonl
-from velocity.config.job import Job
+from velocity.config.training import TrainingJob
 from velocity.data import prepare, sources
 from velocity.data.prepare import Preparation
 from velocity.data.store import SequenceStore
@@ -39,7 +39,9 @@ def preparation(
 ) -> Preparation:
     values = {**job_data(folder), "task": task, "preference": preference}
     values["data"] = {**values["data"], "cache": str(tmp_path / "cache"), "sequence_length": 64, **data}
-    return Preparation(Job.model_validate({**values, "batch": {"rows": 1}}), folder / "model", lambda text: None)
+    return Preparation(
+        TrainingJob.model_validate({**values, "batch": {"rows": 1}}), folder / "model", lambda text: None
+    )
 
 
 def prepared(folder: Path, tmp_path: Path, **settings: Any) -> SequenceStore:
@@ -414,14 +416,14 @@ PREPARE = """
     import json, resource, sys
     from pathlib import Path
     from tokenizers import Tokenizer
-    from velocity.config.job import Job
+    from velocity.config.training import TrainingJob
     from velocity.data.prepare import Preparation
 
     class Fast:
         is_fast, eos_token_id, bos_token_id, all_special_ids, added_tokens_decoder = True, 0, None, [0], {}
         backend_tokenizer = Tokenizer.from_file(sys.argv[2])
 
-    job = Job.model_validate(json.loads(sys.argv[1]))
+    job = TrainingJob.model_validate(json.loads(sys.argv[1]))
     made = Preparation(job, Path(sys.argv[2]).parent, lambda text: None)
     made._tokenizer = Fast()  # without transformers, which is larger than all that is measured here
     store = made.source(job.data.train[0])

@@ -10,7 +10,8 @@ import torch
 
 from tests.pool import Pool
 from velocity.distributed import comm
-from velocity.distributed.comm import Ranks
+from velocity.distributed.comm import Ranks, Tally
+from velocity.errors import UserError
 
 
 def test_a_rank_is_who_torchrun_says(monkeypatch: pytest.MonkeyPatch):
@@ -81,3 +82,31 @@ def _wait(ranks: Ranks, seconds: float) -> tuple[float, float]:
 def test_no_rank_goes_on_before_the_last_has_come(pool: Pool):
     (_, first_left), (second_came, _) = pool(_wait, 0.3)
     assert first_left >= second_came
+
+
+def test_a_plan_for_gpus_is_refused_where_torch_has_none_and_the_other_way_round():
+    gpus = [["NVIDIA H100 80GB HBM3", 80.0, 9.0]]
+    comm.check_device(torch.device("cpu"), [])
+    comm.check_device(torch.device("cuda", 1), gpus)
+    with pytest.raises(UserError, match=r"torch computes on cpu, the plan is for 1 GPU") as caught:
+        comm.check_device(torch.device("cpu"), gpus)
+    assert "docs/guides/hardware.md" in str(caught.value)
+    with pytest.raises(UserError, match=r"torch computes on cuda, the plan is for 0 GPU"):
+        comm.check_device(torch.device("cuda"), [])
+
+
+def test_alone_a_counter_counts():
+    tally = Tally(Ranks())
+    assert [tally.add("taken"), tally.add("taken", 5), tally.add("taken", 0), tally.add("other")] == [1, 6, 6, 1]
+
+
+def take_turns(ranks: Ranks, count: int) -> list[int]:
+    tally = Tally(ranks)
+    taken = [tally.add("taken") for _ in range(count)]
+    comm.wait_for_all()  # the first rank's process serves the counter
+    return taken
+
+
+def test_two_ranks_never_take_the_same_number_and_leave_none_out(pool: Pool):
+    one, other = pool(take_turns, 200)
+    assert sorted([*one, *other]) == list(range(1, 401))

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tests.making import generate_data
 from tests.running import make_job
-from velocity.distributed.ds_config import deepspeed_config
+from velocity.config.generate import GenerateJob
+from velocity.distributed.ds_config import Shapes, deepspeed_config, inference_config, streamed
 
 
 def config(tmp_path: Path, changes: dict[str, Any], world_size: int = 1) -> dict[str, Any]:
@@ -82,3 +84,58 @@ def test_raw_settings_cannot_take_the_place_of_what_is_decided(tmp_path: Path, r
         assert f"deepspeed.{next(iter(raw))}" in str(refused)
     else:
         assert made == decided
+
+
+def generating(tmp_path: Path, **strategy: Any) -> GenerateJob:
+    data = generate_data(tmp_path)
+    engine = strategy.pop("engine", "zero")
+    return GenerateJob.model_validate({
+        **data, "generation": {"engine": engine}, "strategy": {"precision": "fp32", **strategy}
+    })  # fmt: skip
+
+
+def test_engines_that_are_no_deepspeed_are_told_nothing(tmp_path: Path):
+    assert inference_config(generating(tmp_path, engine="transformers"), 4) == {}
+
+
+def test_deepspeed_inference_is_told_its_group_and_precision(tmp_path: Path):
+    job = generating(tmp_path, engine="deepspeed", tensor=2, precision="bf16")
+    assert inference_config(job, 4) == {
+        "tensor_parallel": {"tp_size": 2}, "dtype": "bf16", "replace_with_kernel_inject": False
+    }  # fmt: skip
+
+
+def test_weights_of_zero_inference_wait_where_the_job_says(tmp_path: Path):
+    config = inference_config(generating(tmp_path, precision="bf16", offload={"parameters": "cpu"}), 4)
+    assert config["zero_optimization"]["offload_param"] == {"device": "cpu"}
+    assert (config["train_batch_size"], config["bf16"]) == (4, {"enabled": True})
+    assert (
+        "offload_param"
+        not in inference_config(generating(tmp_path, offload={"parameters": "none"}), 1)["zero_optimization"]
+    )
+
+
+def test_two_runs_never_share_a_folder_on_the_disk(tmp_path: Path):
+    offload = {"parameters": "nvme", "path": str(tmp_path / "disk")}
+    one = generating(tmp_path, offload=offload)
+    other = one.model_copy(update={"output": str(tmp_path / "other")})
+    paths = [inference_config(job, 1)["zero_optimization"]["offload_param"]["nvme_path"] for job in (one, one, other)]
+    assert paths[0] == paths[1] != paths[2]
+    assert all(Path(path).parent == tmp_path / "disk" for path in paths)
+
+
+def test_a_gpu_fetches_a_layer_ahead_from_pinned_memory_and_a_processor_does_not(tmp_path: Path):
+    config = inference_config(generating(tmp_path, offload={"parameters": "cpu"}), 2)
+    shapes = Shapes(largest=1000, layer=300, together=1)
+    for gpu, ahead in ((True, 300), (False, 0)):
+        zero = streamed(config, shapes, 2, gpu=gpu)["zero_optimization"]
+        assert (zero["stage3_prefetch_bucket_size"], zero["offload_param"]["pin_memory"]) == (ahead, gpu)
+        assert zero["stage3_max_live_parameters"] == 2 * 300 + 1000
+    assert "pin_memory" not in config["zero_optimization"]["offload_param"], "the first configuration is as it was"
+
+
+@pytest.mark.parametrize(("ranks", "share"), [(1, 1001), (2, 501), (4, 251)])  # of 1001 values, rounded up
+def test_a_swap_buffer_holds_a_ranks_share_of_the_largest_parameter(tmp_path: Path, ranks: int, share: int):
+    config = inference_config(generating(tmp_path, offload={"parameters": "nvme", "path": "/nvme"}), ranks)
+    zero = streamed(config, Shapes(1001, 300, together=2), ranks, gpu=False)["zero_optimization"]
+    assert (zero["offload_param"]["buffer_size"], zero["offload_param"]["buffer_count"]) == (share, 4)

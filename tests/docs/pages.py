@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from velocity.config.job import Job
+from velocity.config.load import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
@@ -71,4 +71,5 @@ def job_blocks(page: str) -> list[dict[str, Any]]:
 
 def is_whole(block: dict[str, Any]) -> bool:
     """True where a block is a job file, and not some sections of one."""
-    return all(name in block for name, info in Job.model_fields.items() if info.is_required())
+    family = TASKS.get(str(block.get("task")))
+    return family is not None and all(name in block for name, info in family.model_fields.items() if info.is_required())

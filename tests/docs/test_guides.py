@@ -17,12 +17,17 @@ import pytest
 import yaml
 
 from tests.docs.pages import ROOT, code, is_whole, job_blocks, pages, read, spans
-from tests.making import job_data
+from tests.making import generate_data, job_data
 from velocity.cli import app
-from velocity.config.job import Job, load_job, option_names
+from velocity.config.generate import GenerateJob
+from velocity.config.job import flatten
+from velocity.config.load import FAMILIES, load_job, option_names
+from velocity.config.training import TrainingJob
 from velocity.errors import UserError
+from velocity.planner.device import Precision
 from velocity.planner.hardware import Hardware
-from velocity.planner.plan import ModelSize, Precision, Zero, resolve, state_bytes
+from velocity.planner.plan import Zero, resolve, state_bytes
+from velocity.planner.size import ModelSize
 
 WITH_JOBS = [page for page in pages() if job_blocks(page)]
 # Later issues' verbs stand in the page of the architecture, as a reason for its layers.
@@ -32,6 +37,9 @@ PATH = re.compile(r"[a-z_]+(?:\.[a-z0-9_]+)+")
 ENDINGS = {"csv", "jinja", "json", "jsonl", "md", "py", "safetensors", "tsv", "txt", "yaml"}
 PLACEHOLDERS = {"key.path=value", "[KEY=VALUE...]"}
 ONE_OF_SEVERAL = ("batch", "duration")  # sections whose keys exclude each other: a part replaces the section
+# How the names of options begin that generate jobs alone have.
+GENERATES = ("generation", "data.prompts", "data.max_prompt_tokens", "data.on_long_prompt", "strategy.tensor",
+             "strategy.offload")  # fmt: skip
 
 
 @cache
@@ -89,7 +97,8 @@ def completed(block: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A block that is a whole job; or a small job with its sections in place of, or merged into, its own."""
     if is_whole(block):
         return block
-    job = copy.deepcopy(job_data(folder))
+    generates = block.get("task") == "generate" or any(key.startswith(GENERATES) for key in flatten(block))
+    job = copy.deepcopy(generate_data(folder) if generates else job_data(folder))
     for name, section in block.items():
         if isinstance(section, dict) and isinstance(job.get(name), dict) and name not in ONE_OF_SEVERAL:
             job[name] |= section
@@ -139,10 +148,35 @@ def test_kinds_that_mean_different_things_by_one_name_have_a_table_each_and_othe
     assert [heading for heading in headings if "optimizer" in heading] == ["### optimizer"]
 
 
+def test_every_option_of_a_generate_job_stands_in_its_own_tables_or_is_named_above_one_of_them():
+    options = writer()
+    training, _, own = options.tables().partition("### The job itself, `task: generate`\n")
+    named = set(re.findall(r"`([a-z_.]+)`", own))
+    assert {"model", "launch", "output", "seed", "data.cache", "strategy.precision"} <= named, "as above"
+    names = {name for option in options.family_options(GenerateJob) for name in option.names}
+    assert {name for name in names - named if name.split(".")[0] not in ("model", "launch")} == set()
+    for row in ("| `strategy.precision` |", "| `data.cache` |", "| `seed` |", "| `model.path` |"):
+        assert row in training and row not in own
+
+
+def test_the_keys_that_may_differ_are_those_of_each_class_of_jobs():
+    lists = writer().free().split("With task ")[1:]
+    assert [set(re.findall(r"^- `(.+)`$", text, re.MULTILINE)) for text in lists] == [set(one.FREE) for one in FAMILIES]
+    assert [text.splitlines()[0] for text in lists] == ["`pretrain`, `sft` or `preference`:", "`generate`:"]
+
+
 @pytest.mark.parametrize("page", WITH_JOBS)
 def test_every_yaml_block_is_a_job_or_a_part_of_one(page: str, tmp_path: Path):
     for block in job_blocks(page):
         assert load_job(write(completed(block, tmp_path), tmp_path)).job.output
+
+
+def test_a_part_is_completed_to_a_job_that_has_its_sections(tmp_path: Path):
+    offload = {"strategy": {"offload": {"parameters": "cpu"}}}
+    parts: list[dict[str, Any]] = [{"generation": {"beams": 2}}, {"data": {"prompts": "a"}}, offload]
+    for part in parts:
+        assert isinstance(load_job(write(completed(part, tmp_path), tmp_path)).job, GenerateJob)
+    assert isinstance(load_job(write(completed({"strategy": {"zero": 3}}, tmp_path), tmp_path)).job, TrainingJob)
 
 
 def test_a_block_with_a_key_that_does_not_exist_is_found(tmp_path: Path):
@@ -163,7 +197,8 @@ def test_every_option_that_a_page_names_exists(page: str):
 def test_an_option_that_does_not_exist_is_found():
     assert unknown_paths("data.train.0.weight=2") == []
     assert unknown_paths("model.safetensors and data.md") == []
-    assert unknown_paths("strategy.offload") == ["strategy.offload"]
+    assert unknown_paths("strategy.offload") == unknown_paths("strategy.offload.path") == []
+    assert unknown_paths("strategy.overlap") == ["strategy.overlap"]
 
 
 @pytest.mark.parametrize("page", WITH_VERBS)
@@ -205,7 +240,7 @@ def test_a_message_that_velocity_does_not_say_is_found():
 
 def state(parameters: int, precision: Precision, zero: Zero, processes: int) -> float:
     """What the planner counts for a job that trains all parameters."""
-    job = Job.model_validate(job_data(Path("folder")))
+    job = TrainingJob.model_validate(job_data(Path("folder")))
     return state_bytes(job, ModelSize(parameters, 1, 1), precision, zero, processes)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import ROOT, anchors, code, is_whole, job_blocks, links, pages, read
-from velocity.config.job import load_job
+from velocity.config.load import load_job
+from velocity.runs.folder import RunFolder
 
 TARGET = re.compile(r"^([a-z-]+):", re.MULTILINE)
 MAKE = re.compile(r"^make ([a-z][a-z-]*)", re.MULTILINE)
@@ -68,9 +69,10 @@ def test_the_job_file_of_the_readme_is_whole_and_loads(tmp_path: Path):
 
 def test_the_readme_names_what_a_run_folder_holds():
     written = read("README.md").partition("## What a run leaves")[2].partition("\n## ")[0]
-    source = (ROOT / "src" / "velocity" / "training" / "run_folder.py").read_text("utf-8")
-    entries = set(re.findall(r'path / "([\w.]+)"', source))
-    assert len(entries) >= 9
+    run = RunFolder("run")
+    paths = [path for path in (*vars(run).values(), *run.completions.values()) if isinstance(path, Path)]
+    entries = {path.name for path in paths if path != run.path}
+    assert len(entries) >= 13
     assert [name for name in sorted(entries) if f"`{name}`" not in written and f"`{name}/`" not in written] == []
 
 

@@ -26,10 +26,10 @@ import pytest
 from tests.commands import start, velocity
 from tests.making import TEMPLATES, chat, tiny_model, tiny_model_folder, tiny_tokenizer, write_job, write_jsonl
 from tests.running import WORDS
-from velocity.config.job import load_job
+from velocity.config.load import load_job
 from velocity.config.resolved import render
 from velocity.data.store import SequenceStore
-from velocity.training.run_folder import RunFolder
+from velocity.runs.folder import RunFolder
 
 GOOD = [chat("Why?", "Because."), chat("When?", "Now.", "Where?", "Here.")]
 LONG = chat("Why?", "So it is. " * 100)

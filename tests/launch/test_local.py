@@ -13,10 +13,10 @@ import pytest
 from velocity.launch import local
 
 
-def test_the_command_starts_the_node_with_its_processes_and_the_run_folder():
-    assert local.render(Path("runs/sft"), Path("runs/sft/failures"), 4) == [
-        sys.executable, "-m", "velocity.distributed.node", "4", "runs/sft/failures",
-        "velocity.training.run", "runs/sft",
+@pytest.mark.parametrize("module", ["velocity.training.run", "velocity.inference.run"])
+def test_the_command_starts_the_node_with_its_processes_the_module_of_a_rank_and_the_run_folder(module: str):
+    assert local.render(module, Path("runs/sft"), Path("runs/sft/failures"), 4) == [
+        sys.executable, "-m", "velocity.distributed.node", "4", "runs/sft/failures", module, "runs/sft",
     ]  # fmt: skip
 
 

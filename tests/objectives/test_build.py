@@ -10,8 +10,8 @@ import torch
 
 from tests.objectives.toys import pairs
 from tests.running import make_job
-from velocity.config.job import Job
 from velocity.config.objective import KINDS
+from velocity.config.training import TrainingJob
 from velocity.objectives.answers import cached_reference
 from velocity.objectives.build import build_objective
 from velocity.objectives.causal_lm import CausalLM
@@ -24,7 +24,7 @@ from velocity.objectives.simpo import SimPO
 OBJECTIVES = {"dpo": DPO, "orpo": ORPO, "simpo": SimPO, "cpo": CPO, "kto": KTO}
 
 
-def preference_job(folder: Path, **preference) -> Job:
+def preference_job(folder: Path, **preference) -> TrainingJob:
     return make_job(folder, {"task": "preference", "preference": preference})
 
 
@@ -33,7 +33,7 @@ def test_pre_training_and_fine_tuning_predict_the_next_token(tmp_path: Path, tas
     assert isinstance(build_objective(make_job(tmp_path, {"task": task})), CausalLM)
 
 
-@pytest.mark.parametrize("task", get_args(Job.model_fields["task"].annotation))
+@pytest.mark.parametrize("task", get_args(TrainingJob.model_fields["task"].annotation))
 def test_every_task_that_a_job_may_name_has_an_objective(tmp_path: Path, task: str):
     assert build_objective(make_job(tmp_path, {"task": task})) is not None
 

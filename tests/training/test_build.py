@@ -11,12 +11,11 @@ import torch
 from tests.making import tiny_model_folder, write_jsonl
 from tests.pool import Pool
 from tests.running import WORDS, built_on, loader_of, make_job, plain_engine, prepare_folder
-from velocity.config.job import Job
+from velocity.config.training import TrainingJob
 from velocity.distributed.comm import Ranks
-from velocity.errors import UserError
 from velocity.models.scorer import CausalScorer
 from velocity.training import build
-from velocity.training.build import WithoutAdapter, build_measure, build_seed, check_device
+from velocity.training.build import WithoutAdapter, build_measure, build_seed
 
 GPU = [["NVIDIA H100 80GB HBM3", 80.0, 9.0]]
 
@@ -106,16 +105,6 @@ def test_dropout_is_a_function_of_seed_step_and_rank():
         assert len({tuple(drawn(*place)) for place in places}) == len(places)
 
 
-def test_a_plan_for_gpus_is_refused_where_torch_has_none_and_the_other_way_round():
-    check_device(torch.device("cpu"), [])
-    check_device(torch.device("cuda", 1), GPU)
-    with pytest.raises(UserError, match=r"torch computes on cpu, the plan is for 1 GPU") as caught:
-        check_device(torch.device("cpu"), GPU)
-    assert "docs/guides/hardware.md" in str(caught.value)
-    with pytest.raises(UserError, match=r"torch computes on cuda, the plan is for 0 GPU"):
-        check_device(torch.device("cuda"), [])
-
-
 def test_what_is_measured_at_a_step_is_memory_and_on_a_gpu_its_share_of_arithmetic(folder: Path):
     scorer = plain_engine(make_job(folder, {})).scorer
     assert isinstance(scorer, CausalScorer)
@@ -170,5 +159,5 @@ def test_an_attention_that_cannot_share_a_prompt_is_not_asked_to(pairs: Path, mo
 
 
 def test_rows_at_once_are_those_of_the_plan(folder: Path):
-    job: Job = make_job(folder, {"batch.micro": 3})
+    job: TrainingJob = make_job(folder, {"batch.micro": 3})
     assert build.micro(job) == 3

@@ -12,7 +12,7 @@ import pytest
 from rich.text import Text
 
 from tests.making import chat, tiny_model_folder, tiny_tokenizer, write_job, write_jsonl
-from velocity.config.job import load_job
+from velocity.config.load import load_job
 from velocity.config.objective import KINDS
 from velocity.data.encode import TokenSequence
 from velocity.errors import JobError, UserError

@@ -9,7 +9,7 @@ import pytest
 from tests.making import tiny_model_folder, tiny_tokenizer, write_job, write_jsonl
 from tests.models.test_adapters import adapted, disturb, trained_weights
 from tests.running import ragged_rows
-from velocity.config.job import load_job
+from velocity.config.load import load_job
 from velocity.config.resolved import render
 from velocity.config.sections import ModelConfig
 from velocity.errors import UserError

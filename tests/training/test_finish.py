@@ -11,16 +11,17 @@ import torch
 
 from tests.making import write_job
 from tests.running import prepare_folder
-from velocity.config.job import Job, load_job
+from velocity.config.load import load_job
 from velocity.config.resolved import render
+from velocity.config.training import TrainingJob
 from velocity.distributed.comm import Ranks
 from velocity.distributed.torch_engine import TorchEngine
 from velocity.models.adapters import add_adapter
 from velocity.models.load import load_model
 from velocity.models.scorer import CausalScorer
+from velocity.runs.folder import RunFolder
 from velocity.training.build import Built
 from velocity.training.finish import save_result
-from velocity.training.run_folder import RunFolder
 
 SOURCE = {"path": "pairs.jsonl", "records": 1000, "tokens": 20000, "trained": 5000}
 LINES = [
@@ -36,7 +37,7 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare_folder(tmp_path_factory.mktemp("finish"))
 
 
-def built_for(job: Job, folder: Path) -> Built:
+def built_for(job: TrainingJob, folder: Path) -> Built:
     """A model whose trained weights have moved, in plain PyTorch."""
     model = load_model(folder / "model", job.model, "fp32")
     adapter = add_adapter(model, job.adapter, (str(folder / "model"), None), 0) if job.adapter else None

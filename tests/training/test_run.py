@@ -1,14 +1,8 @@
-"""A rank of a training job: what it builds from a run folder, what it refuses, and how it says why it failed."""
+"""A rank of a training job: what it builds from a run folder, and what the numbers of its run count."""
 
 from __future__ import annotations
 
-import json
 import math
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +10,28 @@ import pytest
 
 from tests.making import tiny_model, tiny_tokenizer, write_job, write_jsonl
 from tests.pool import Pool
-from tests.running import WORDS, prepare_folder, ragged_rows
-from velocity.config.job import load_job
-from velocity.distributed import failure
+from tests.running import MACHINE, WORDS, claimed, prepare_folder, ragged_rows
+from velocity.config.load import load_job
 from velocity.distributed.comm import Ranks
-from velocity.planner.hardware import Hardware
 from velocity.planner.plan import resolve
+from velocity.runs.folder import RunFolder
 from velocity.training.run import train
-from velocity.training.run_folder import RunFolder
-from velocity.training.setup import claim, prepare_inputs
-
-MACHINE = Hardware(2, 8.0, cpu_bf16=False)
 
 
-def claimed(folder: Path, **sections: Any) -> RunFolder:
-    """The run folder of a job on two ranks, as `velocity run` leaves it to them."""
+def claimed_with(folder: Path, **sections: Any) -> RunFolder:
+    """The run folder of a job on two ranks with these sections."""
     job = write_job(folder / "job.yaml", **{"launch": {"processes": 2}, "strategy": {"zero": 2}, **sections})
-    loaded = resolve(load_job(job), MACHINE, folder / "model")
-    inputs = prepare_inputs(loaded.job, folder / "model", lambda text: None)
-    return claim(loaded, inputs, MACHINE.describe(), fresh=False)
+    return claimed(resolve(load_job(job), MACHINE, folder / "model"))
 
 
 def _train(ranks: Ranks, path: Path) -> None:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        train(RunFolder(path), ranks)
-    finally:
-        for number, handler in handlers.items():  # the pool's process goes on
-            signal.signal(number, handler)
+    train(RunFolder(path), ranks)
 
 
 def test_a_run_counts_the_steps_of_its_epochs_and_scores_every_set_five_times_and_before(pool: Pool, tmp_path: Path):
     prepare_folder(tmp_path)
     write_jsonl(tmp_path / "unseen.jsonl", ragged_rows(5))
-    run = claimed(
+    run = claimed_with(
         tmp_path,
         data={"packing": False, "eval": {"unseen": str(tmp_path / "unseen.jsonl")}},
         batch={"rows": 6, "micro": 2},
@@ -70,7 +52,7 @@ def test_a_preference_run_begins_at_its_reference_and_tells_what_it_counts(
     prepare_folder(tmp_path)
     rows = [{"prompt": f"{word}?", "chosen": f"{word} it is.", "rejected": f"no {word}"} for word in WORDS]
     write_jsonl(tmp_path / "pairs.jsonl", rows)
-    run = claimed(
+    run = claimed_with(
         tmp_path,
         task="preference",
         preference={"kind": kind},
@@ -103,50 +85,6 @@ def test_a_model_with_dropout_is_not_taken_for_one_that_leaks_or_scores_otherwis
     tiny_model(config).save_pretrained(str(tmp_path / "model"))
     tokenizer.save_pretrained(str(tmp_path / "model"))
     write_jsonl(tmp_path / "train.jsonl", ragged_rows(8))
-    run = claimed(tmp_path, duration={"steps": 1})
+    run = claimed_with(tmp_path, duration={"steps": 1})
     pool(_train, run.path)
     assert run.status()["state"] == "complete"
-
-
-@pytest.fixture(name="failed", scope="module")
-def _failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[tuple[int, str, RunFolder]]]]:
-    """A real rank on two run folders that are not whole, at the same time."""
-    folder = tmp_path_factory.mktemp("failed")
-    prepare_folder(folder / "job without an environment")
-    claimed(folder / "job without an environment", launch={"processes": 1}).environment.unlink()
-    (folder / "no job" / "run").mkdir(parents=True)
-
-    def start(name: str) -> tuple[int, str, RunFolder]:
-        run = RunFolder(folder / name / "run")
-        node = [sys.executable, "-m", "velocity.distributed.node", "1", str(run.failures)]
-        command = [*node, "velocity.training.run", str(run.path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        return done.returncode, done.stderr, run
-
-    with ThreadPoolExecutor(2) as starter:
-        yield {name: starter.submit(start, name) for name in ("no job", "job without an environment")}
-
-
-Failed = dict[str, "Future[tuple[int, str, RunFolder]]"]
-
-
-def test_a_rank_that_is_given_wrong_input_says_so_without_a_traceback(failed: Failed):
-    status, said, run = failed["no job"].result()
-    assert status == 2, said
-    cause = failure.cause(run.failures)
-    assert cause is not None
-    assert (cause["rank"], cause["exit_status"], cause["trace"]) == (0, 2, "")
-    assert cause["what"].startswith("cannot read the job file: ")
-    assert "Traceback" not in said
-
-
-def test_a_rank_that_fails_unexpectedly_keeps_its_traceback_for_those_who_ask(failed: Failed):
-    status, said, run = failed["job without an environment"].result()
-    assert status == 1, said
-    cause = failure.cause(run.failures)
-    assert cause is not None
-    assert cause["what"].startswith("No such file or directory\n  where: ")
-    assert f", rank 0 on {failure.host()}\n" in cause["what"]
-    assert "Traceback" in cause["trace"] and "environment.json" in cause["trace"]
-    assert "Traceback" not in said
-    assert json.loads(json.dumps(cause)) == cause

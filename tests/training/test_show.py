@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tests.making import write_job
-from velocity.config.job import load_job
+from velocity.config.load import load_job
 from velocity.config.resolved import render
 from velocity.distributed import failure
 from velocity.errors import UserError
-from velocity.training.run_folder import RunFolder
+from velocity.runs.folder import RunFolder
 from velocity.training.show import print_summary, sparkline, summarise
 
 

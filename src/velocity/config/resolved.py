@@ -8,13 +8,7 @@ from typing import Any
 
 import yaml
 
-from velocity.config.base import read_yaml, validate
 from velocity.config.job import Job, LoadedJob, flatten
-
-# A run folder goes on where only these differ; anything else makes it another job.
-FREE = ("output", "duration", "strategy", "checkpoint", "tracking", "launch", "deepspeed", "batch.micro",
-        "data.cache", "data.processes", "data.eval_every", "preference.reference")  # fmt: skip
-
 
 HEAD = "# The resolved job. Each value's origin: the file and line, the command line, the default, or the planner.\n"
 
@@ -28,7 +22,7 @@ def is_resolved(path: Path) -> bool:
         return False
 
 
-def render(loaded: LoadedJob) -> str:
+def render(loaded: LoadedJob[Job]) -> str:
     """The job as YAML; each leaf's origin stands behind it as a comment."""
     return HEAD + "".join(line + "\n" for line in _lines(loaded.job.model_dump(mode="json"), loaded.origins, "", 0))
 
@@ -50,14 +44,10 @@ def _lines(data: dict[str, Any], origins: dict[str, str], prefix: str, depth: in
     return lines
 
 
-def read_resolved(path: Path) -> Job:
-    """The job of a run folder's job.yaml."""
-    data, mark = read_yaml(path)
-    return validate(Job, data, mark)
-
-
 def differences(old: Job, new: Job) -> list[str]:
     """What makes the two different jobs, a line each; empty where the one can go on from the other."""
     before, after = (flatten(job.model_dump(mode="json")) for job in (old, new))
-    keys = [key for key in {**before, **after} if not any(key == free or key.startswith(free + ".") for free in FREE)]
+    keys = [
+        key for key in {**before, **after} if not any(key == free or key.startswith(free + ".") for free in new.FREE)
+    ]
     return [f"{key}: {before.get(key)} → {after.get(key)}" for key in keys if before.get(key) != after.get(key)]

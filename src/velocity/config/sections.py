@@ -52,13 +52,12 @@ class ModelConfig(Config):
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
 
-class SourceConfig(Config):
-    """Where records come from: files, globs, folders, any fsspec URL, or a Hugging Face dataset."""
+class PlaceConfig(Config):
+    """Where records lie: files, globs, folders, any fsspec URL, or a Hugging Face dataset."""
 
     path: str = Field(description="file, glob, folder, URL, dataset saved to disk, or a dataset's hub id")
     format: Format | None = Field(None, description="recognised by the fields where it is left out")
     fields: dict[str, str] = Field({}, description="the name Velocity knows: the name in the data, e.g. {text: body}")
-    weight: PositiveFloat = Field(1.0, description="how many times an epoch sees each record; 0.5: half of them")
     split: str = Field("train", description="split of a Hugging Face dataset")
     subset: str | None = Field(None, description="configuration of a dataset on the hub that has several")
 
@@ -71,6 +70,12 @@ class SourceConfig(Config):
         return path
 
 
+class SourceConfig(PlaceConfig):
+    """What is trained or evaluated on, and how much of it."""
+
+    weight: PositiveFloat = Field(1.0, description="how many times an epoch sees each record; 0.5: half of them")
+
+
 # What may stand in a file in place of the full form is named for the JSON Schema: editors are not to mark it as wrong.
 Source = Annotated[SourceConfig, BeforeValidator(path_to_mapping, json_schema_input_type=str | SourceConfig)]
 OneOrMore = str | SourceConfig | list[str | SourceConfig]
@@ -79,7 +84,15 @@ Sources = Annotated[
 ]
 
 
-class DataConfig(Config):
+class JobData(Config):
+    """What the data section of every job has."""
+
+    on_bad_record: Literal["error", "skip"] = Field("error", description="skipped ones go to rejected.jsonl")
+    chat_template: str | None = Field(None, description="a Jinja file to use in place of the tokenizer's own template")
+    cache: str = Field("~/.cache/velocity", description="folder of the tokenised data, shared by all jobs")
+
+
+class DataConfig(JobData):
     """What to train and evaluate on, and how records become rows."""
 
     train: Sources = Field(description="one source or a list")
@@ -91,13 +104,10 @@ class DataConfig(Config):
         1024, description="tokens of a row, and at most of a sequence; a row of pairs holds twice as many"
     )
     packing: bool = Field(True, description="several sequences a row, isolated from each other")
-    on_bad_record: Literal["error", "skip"] = Field("error", description="skipped ones go to rejected.jsonl")
     on_long_chat: Literal["error", "cut", "skip"] = Field(
         "error", description="what to do with a chat, or a prompt with its answers, that is too long"
     )
-    chat_template: str | None = Field(None, description="a Jinja file to use in place of the tokenizer's own template")
     processes: PositiveInt | None = Field(None, description="tokenising processes; one a core if left out")
-    cache: str = Field("~/.cache/velocity", description="folder of the tokenised data, shared by all jobs")
 
     @field_validator("eval")
     @classmethod

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from velocity.config.job import Job
 from velocity.config.objective import KTOConfig
+from velocity.config.training import TrainingJob
 from velocity.data.answers import encode_answers, fit
 from velocity.data.records import Chat, Feedback, Message, Preference, Record, RecordError, Text
 from velocity.data.turns import Ids, Mask, Turns
@@ -47,7 +47,7 @@ class EncodingRules:
         return compared.get(self.train_on, ("chat", "prompt_completion", "text"))
 
     @classmethod
-    def of(cls, job: Job) -> EncodingRules:
+    def of(cls, job: TrainingJob) -> EncodingRules:
         """The rules that a job sets."""
         answers = "answers" if isinstance(job.preference, KTOConfig) else "pairs"
         train_on = {"pretrain": "all", "sft": "assistant", "preference": answers}[job.task]

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from velocity.batch import IGNORED, Batch
-from velocity.config.job import Job
+from velocity.config.training import TrainingJob
 from velocity.data.collate import Piece, collate, whole
 from velocity.data.corpus import Corpus
 from velocity.data.encode import TokenSequence
@@ -37,7 +37,7 @@ class Layout(Protocol):
         """The batch of some rows of corpus indices."""
 
 
-def build_layout(job: Job) -> Layout:
+def build_layout(job: TrainingJob) -> Layout:
     """The layout of the job's task: the only place that matches on it."""
     if job.task != "preference":
         return Sequences()

@@ -11,7 +11,7 @@ from typing import overload
 import numpy as np
 
 from velocity.batch import Batch
-from velocity.config.job import Job
+from velocity.config.training import TrainingJob
 from velocity.data.corpus import Corpus
 from velocity.data.layout import Layout, build_layout
 from velocity.data.mixture import epoch_indices
@@ -31,7 +31,7 @@ class Share:
 class TrainLoader:
     """Global batches of a training run, from an endless stream of shuffled epochs."""
 
-    def __init__(self, corpus: Corpus, job: Job, share: Share) -> None:
+    def __init__(self, corpus: Corpus, job: TrainingJob, share: Share) -> None:
         self.corpus, self.share, self.seed = corpus, share, job.seed
         self.layout = build_layout(job)
         self.lengths = self.layout.lengths(corpus)

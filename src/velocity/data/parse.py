@@ -23,6 +23,15 @@ TELLING = (
     ("text", ("text",)),
 )
 
+TELLING_PROMPTS = (
+    ("chat", ("messages",)),
+    ("chat", ("conversations",)),
+    ("prompt_completion", ("prompt",)),
+    ("prompt_completion", ("instruction",)),
+    ("preference", ("chosen", "rejected")),
+    ("text", ("text",)),
+)
+
 
 def parse(
     row: Any, format_name: str | None, fields: Mapping[str, str], formats: Sequence[str] = typing.get_args(Format)
@@ -31,9 +40,7 @@ def parse(
 
     `fields` maps the names used here to those of the data; `format_name` None recognises one of the `formats`.
     """
-    if not isinstance(row, dict):
-        raise RecordError("", f"a record is a JSON object, not {type(row).__name__}")
-    row = {**row, **{name: row[there] for name, there in fields.items() if there in row}}
+    row = _named(row, fields)
     name = format_name or _recognise(row, formats)
     if name == "text":
         return Text(_string(row, "text"))
@@ -44,6 +51,45 @@ def parse(
     if name == "feedback":
         return _feedback(row)
     return _prompt_completion(row)
+
+
+def parse_prompt(row: Any, format_name: str | None, fields: Mapping[str, str]) -> Text | tuple[Message, ...]:
+    """What of a row is a prompt: text that is gone on with, or messages that are answered; RecordError as above.
+
+    Of a row that training reads it is what stands before the last answer.
+    """
+    row = _named(row, fields)
+    name = format_name or _recognise_prompt(row)
+    if name == "text":
+        return Text(_string(row, "text"))
+    if name == "chat":
+        messages = _conversation(row)
+        while messages and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
+        if not messages:
+            raise RecordError("messages", "no turn that could be answered")
+        return messages
+    if name == "preference" and "prompt" not in row:
+        return _preference(row).prompt
+    if name == "prompt_completion" and "prompt" not in row and "instruction" in row:
+        return _checked_messages(_instruction(row), "messages")
+    prompt = _prompt(row)
+    _check_prompt(prompt)
+    return prompt
+
+
+def _named(row: Any, fields: Mapping[str, str]) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise RecordError("", f"a record is a JSON object, not {type(row).__name__}")
+    return {**row, **{name: row[there] for name, there in fields.items() if there in row}}
+
+
+def _recognise_prompt(row: Mapping[str, Any]) -> str:
+    for name, needed in TELLING_PROMPTS:
+        if all(field in row for field in needed):
+            return name
+    names = sorted(map(str, row))
+    raise RecordError("", f"no prompt in the fields {names}; name format and fields, or give a template")
 
 
 def _recognise(row: Mapping[str, Any], formats: Sequence[str]) -> str:
@@ -64,10 +110,10 @@ def _string(row: Mapping[str, Any], field: str) -> str:
         raise RecordError(field, f"'{field}' {what}")
     if not value.strip():
         raise RecordError(field, f"'{field}' is empty")
-    return _characters(value, field)
+    return characters(value, field)
 
 
-def _characters(text: str, field: str) -> str:
+def characters(text: str, field: str) -> str:
     """The text; JSON can hold half of a surrogate pair, which no tokenizer takes."""
     try:
         text.encode()
@@ -82,12 +128,15 @@ def _prompt_completion(row: Mapping[str, Any]) -> Chat:
         if isinstance(prompt, list) and isinstance(completion, list):
             return _checked([*prompt, *completion])
         return _checked(_pair(_string(row, "prompt"), _string(row, "completion")))
-    instruction = _string(row, "instruction")
-    extra = row.get("input")
+    return _checked([*_instruction(row), {"role": "assistant", "content": _string(row, "output")}])
+
+
+def _instruction(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """Alpaca's prompt."""
+    instruction, extra = _string(row, "instruction"), row.get("input")
     prompt = f"{instruction}\n\n{extra}" if isinstance(extra, str) and extra.strip() else instruction
-    messages = _pair(prompt, _string(row, "output"))
-    system = row.get("system")
-    return _checked([{"role": "system", "content": system}, *messages] if system else messages)
+    asked = {"role": "user", "content": prompt}
+    return ({"role": "system", "content": row["system"]}, asked) if row.get("system") else (asked,)
 
 
 def _pair(prompt: str, completion: str) -> list[Message]:
@@ -95,12 +144,16 @@ def _pair(prompt: str, completion: str) -> list[Message]:
 
 
 def _chat(row: Mapping[str, Any]) -> Chat:
+    return _with_turn(_conversation(row))
+
+
+def _conversation(row: Mapping[str, Any]) -> tuple[Message, ...]:
     field = "messages" if "messages" in row else "conversations"
     messages = row.get(field)
     if not isinstance(messages, list) or not messages:
         what = "is missing" if field not in row else "is not a list of messages"
         raise RecordError(field, f"'{field}' {what}")
-    return _checked([_message(message, f"{field}[{i}]") for i, message in enumerate(messages)])
+    return _checked_messages([_message(message, f"{field}[{i}]") for i, message in enumerate(messages)], "messages")
 
 
 def _message(message: Any, field: str) -> Message:
@@ -115,10 +168,13 @@ def _message(message: Any, field: str) -> Message:
 
 
 def _checked(messages: Sequence[Any]) -> Chat:
-    checked = _checked_messages(messages, "messages")
-    if not any(message["role"] == "assistant" for message in checked):
+    return _with_turn(_checked_messages(messages, "messages"))
+
+
+def _with_turn(messages: tuple[Message, ...]) -> Chat:
+    if not any(message["role"] == "assistant" for message in messages):
         raise RecordError("messages", "no turn of the assistant: there is nothing to train on")
-    return Chat(checked)
+    return Chat(messages)
 
 
 def _checked_messages(messages: Sequence[Any], field: str) -> tuple[Message, ...]:
@@ -129,7 +185,7 @@ def _checked_messages(messages: Sequence[Any], field: str) -> tuple[Message, ...
         content = message.get("content")
         if not isinstance(content, str) and not message.get("tool_calls"):
             raise RecordError(f"{field}[{i}].content", f"content is {type(content).__name__}, not text")
-        _characters(content or "", f"{field}[{i}].content")
+        characters(content or "", f"{field}[{i}].content")
     return tuple(map(_without_empty, messages))
 
 

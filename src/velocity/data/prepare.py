@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from velocity.config.job import Job
 from velocity.config.sections import SourceConfig
+from velocity.config.training import TrainingJob
 from velocity.data import answers, encode, parse, records, sources, store, tokenizer, turns
 from velocity.data.audit import audit, token_facts
 from velocity.data.encode import Encoder, EncodingRules, LongChat
@@ -65,7 +65,7 @@ class _Worker:
         rows = [(line, row) for line, row in enumerate(chunk.rows, chunk.first) if not chunk.raw or row.strip()]
         for line, row in rows:
             try:
-                value = _parse_json(row) if chunk.raw else row
+                value = parse_json(row) if chunk.raw else row
                 made = self.encoder.encode(
                     parse.parse(value, self.source.format, self.source.fields, self.encoder.rules.formats)
                 )
@@ -77,7 +77,8 @@ class _Worker:
         return _Encoded(block, rejects, len(rows), sum(sequence.cut for sequence in sequences))
 
 
-def _parse_json(line: bytes) -> Any:
+def parse_json(line: bytes) -> Any:
+    """The value of a line; RecordError where it is not JSON."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -97,7 +98,7 @@ def _work(chunk: Chunk) -> _Encoded:
 class Preparation:
     """Prepares every source of one job with one tokenizer."""
 
-    def __init__(self, job: Job, model_folder: Path, report: Report) -> None:
+    def __init__(self, job: TrainingJob, model_folder: Path, report: Report) -> None:
         self.job, self.model_folder, self.report = job, model_folder, report
         self.cache = Path(job.data.cache).expanduser()
         self.rules = EncodingRules.of(job)
@@ -116,7 +117,7 @@ class Preparation:
         """The source's tokenised store, from the cache or built now."""
         files = list_files(source)
         code = folder_hash((Path(module.__file__ or "") for module in CODE), self.cache)
-        hashes = [_file_hash(file, self.cache) for file in files]
+        hashes = [file_hash(file, self.cache) for file in files]
         names = [(file.path, file.split, file.subset) for file in files]
         settings = [source.format, source.fields, asdict(self.rules), self.job.data.on_bad_record]
         key = digest([code, self.tokenizer_hash, settings, list(zip(names, hashes, strict=True))])
@@ -182,7 +183,8 @@ def _add(counts: dict[str, int], done: _Encoded) -> None:
     counts["cut"] += done.cut
 
 
-def _file_hash(file: File, cache: Path) -> str:
+def file_hash(file: File, cache: Path) -> str:
+    """The hash of a file's content, or of what a hub or a remote file system says of it."""
     if file.kind == "hub":
         return _hub_hash(file.path)
     if file.kind == "saved" and "://" not in file.path:

@@ -16,7 +16,7 @@ from typing import Any
 
 import fsspec
 
-from velocity.config.sections import SourceConfig
+from velocity.config.sections import PlaceConfig
 from velocity.errors import UserError
 
 CHUNK_ROWS = 512
@@ -47,7 +47,7 @@ class Chunk:
     raw: bool
 
 
-def list_files(source: SourceConfig) -> list[File]:
+def list_files(source: PlaceConfig) -> list[File]:
     """The files of a source, sorted by path; UserError where there is none."""
     path = source.path
     if "://" in path or Path(path).expanduser().exists() or any(letter in path for letter in "*?["):
@@ -57,7 +57,7 @@ def list_files(source: SourceConfig) -> list[File]:
     raise UserError(f"no such file or folder: {path}", "data", "check the path; globs and URLs are possible, too")
 
 
-def _list_path(source: SourceConfig) -> list[File]:
+def _list_path(source: PlaceConfig) -> list[File]:
     path = source.path if "://" in source.path else str(Path(source.path).expanduser())
     try:
         system, inner = fsspec.core.url_to_fs(path)

@@ -60,6 +60,21 @@ class Block:
         )
 
 
+class ArrowRows:
+    """Random access to the rows of an Arrow file, memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        self.batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._ends = np.cumsum([batch.num_rows for batch in self.batches])
+
+    def find(self, index: int) -> tuple[pa.RecordBatch, int]:
+        """The batch that holds a row, and its place there."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        batch = self.batches[number]
+        return batch, index - int(self._ends[number]) + batch.num_rows
+
+
 class SequenceStore:
     """Random access to the sequences of one source. Opening costs a few system calls, whatever the size."""
 
@@ -67,20 +82,13 @@ class SequenceStore:
         self.folder = folder
         self.stats: dict[str, Any] = json.loads((folder / "stats.json").read_text())
         self.lengths: Ids = np.load(folder / "lengths.npy", mmap_mode="r")
-        reader = pa.ipc.open_file(pa.memory_map(str(folder / "sequences.arrow")))
-        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        self._ends = np.cumsum([batch.num_rows for batch in self._batches])
+        self._rows = ArrowRows(folder / "sequences.arrow")
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def _find(self, index: int) -> tuple[pa.RecordBatch, int]:
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        batch = self._batches[number]
-        return batch, index - int(self._ends[number]) + batch.num_rows
-
     def __getitem__(self, index: int) -> TokenSequence:
-        batch, row = self._find(index)
+        batch, row = self._rows.find(index)
         ids, trained = batch.column(0), batch.column(1)
         start, end = ids.offsets[row].as_py(), ids.offsets[row + 1].as_py()
         return TokenSequence(
@@ -92,12 +100,12 @@ class SequenceStore:
 
     def place(self, index: int) -> str:
         """`file:line` of the record that a sequence came from."""
-        batch, row = self._find(index)
+        batch, row = self._rows.find(index)
         return f"{self.stats['files'][batch.column(2)[row].as_py()]}:{batch.column(3)[row].as_py()}"
 
     def blocks(self) -> Iterator[Block]:
         """All sequences, a record batch at a time, without a copy."""
-        for batch in self._batches:
+        for batch in self._rows.batches:
             ids, trained = batch.column(0), batch.column(1)
             yield Block(
                 ids.values.to_numpy(), trained.values.to_numpy(), np.diff(ids.offsets.to_numpy()),
@@ -150,18 +158,20 @@ class StoreWriter:
 
 
 def open_or_build(folder: Path, build: Callable[[Path], None]) -> SequenceStore:
-    """The store `folder`; where it does not exist, `build` fills a temporary folder that becomes it.
+    """The store `folder`; where it does not exist, `build` fills a temporary folder that becomes it."""
+    build_once(folder, build)
+    return SequenceStore(folder)
 
-    Of two processes that want the same store, one builds it and the other waits.
-    """
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> None:
+    """The folder exists: as it was, or as `build` filled it, whole. Of two processes one builds and the other waits."""
     if folder.is_dir():
-        return SequenceStore(folder)
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder.with_suffix(".lock")):
         if not folder.is_dir():
             with whole_folder(folder) as temporary:
                 build(temporary)
-    return SequenceStore(folder)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -11,6 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
+
+from velocity.errors import UserError
 
 # How long a rank waits for the others: the first one writes whole models and checkpoints while they wait.
 PATIENCE = timedelta(hours=2)
@@ -78,6 +81,23 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+class Tally:
+    """Counters that all ranks share; each call of `add` is one atomic step, on whatever machine a rank is."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._store: Any = HashStore()
+        if ranks.world_size == 1:
+            return
+        address = os.environ["MASTER_ADDR"]
+        served = TCPStore(address, 0, is_master=True, wait_for_workers=False) if ranks.first else None
+        port = from_first(served.port if served else None)
+        self._store = served or TCPStore(address, port, is_master=False, wait_for_workers=False)
+
+    def add(self, name: str, amount: int = 1) -> int:
+        """The counter after we added to it."""
+        return int(self._store.add(name, amount))
+
+
 def sum_over_ranks(value: Tensor) -> Tensor:
     """The sum of a tensor over all ranks; the tensor itself where there is one process."""
     if dist.is_initialized() and dist.get_world_size() > 1:
@@ -98,3 +118,10 @@ def wait_for_all() -> None:
     """All ranks have come this far."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier()
+
+
+def check_device(device: torch.device, gpus: Sequence[Any]) -> None:
+    """Nothing, or UserError where the plan was made for GPUs and torch has none, or the other way round."""
+    if (device.type == "cuda") != bool(gpus):
+        what = f"torch computes on {device.type}, the plan is for {len(gpus)} GPU(s)"
+        raise UserError(what, "the installed torch", "install the torch that fits the driver: docs/guides/hardware.md")

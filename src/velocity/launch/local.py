@@ -9,19 +9,22 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-PROCESSOR = {
-    "DS_ACCELERATOR": "cpu",
-    # glibc hands freed activations back to the system and faults them in again at every step: 5 to 30 % of a step
+from velocity.process import as_parent
+
+# glibc hands freed activations back to the system and faults them in again at every step: 5 to 30 % of a step
+KEEPING = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
     "MALLOC_TOP_PAD_": str(1 << 28),
 }
+# and left to itself it keeps the buffers through which weights are streamed: more than twice their size
+RETURNING = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 
 
-def render(run_folder: Path, failures: Path, processes: int) -> list[str]:
-    """The command that is started; what no rank can say itself is written into the folder `failures`."""
+def render(module: str, run_folder: Path, failures: Path, processes: int) -> list[str]:
+    """The command that is started: a rank a process runs the module; what none can say itself goes to `failures`."""
     node = [sys.executable, "-m", "velocity.distributed.node", str(processes), str(failures)]
-    return [*node, "velocity.training.run", str(run_folder)]
+    return [*node, module, str(run_folder)]
 
 
 def visible_gpus() -> list[str] | None:
@@ -30,21 +33,28 @@ def visible_gpus() -> list[str] | None:
     return None if named is None else [part.strip() for part in named.split(",") if part.strip()]
 
 
-def environment(processes: int, cores: int, *, gpus: bool) -> dict[str, str]:
-    """What the command's environment has besides our own: the cores are shared out, nothing warns twice."""
+def environment(processes: int, cores: int, *, gpus: bool, thrifty: bool = False) -> dict[str, str]:
+    """What the command's environment has besides our own: the cores are shared out, nothing warns twice.
+
+    `thrifty` is for jobs that trade speed for memory.
+    """
     added = {
         "OMP_NUM_THREADS": str(max(1, cores // processes)),
         "TOKENIZERS_PARALLELISM": "false",
         # DeepSpeed looks for ninja on the path, which lies beside the interpreter also where no environment is active
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
-    return added if gpus else {**added, **PROCESSOR}
+    if thrifty:
+        added |= RETURNING
+    elif not gpus:
+        added |= KEEPING
+    return added if gpus else {**added, "DS_ACCELERATOR": "cpu"}
 
 
 def run(command: list[str], added: Mapping[str, str]) -> int:
     """Start the command and wait for it; a signal that asks us to stop is passed on. Return its exit status."""
     # In a session of its own, so that Ctrl-C reaches it once, through us, and not a second time from the terminal.
-    process = subprocess.Popen(command, env={**os.environ, **added}, start_new_session=True)
+    process = subprocess.Popen(command, env={**os.environ, **added, **as_parent()}, start_new_session=True)
 
     def pass_on(number: int, _: object) -> None:
         process.send_signal(number)

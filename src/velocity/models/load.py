@@ -20,17 +20,23 @@ from velocity.models.adapters import quantisation
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_model(
-    folder: Path, model: ModelConfig, precision: str, *, zero3: dict[str, Any] | None = None, bits: int | None = None
+def load_model(  # noqa: PLR0913 - all that decides how weights come to lie
+    folder: Path,
+    model: ModelConfig,
+    precision: str,
+    *,
+    attention_name: str | None = None,
+    zero3: dict[str, Any] | None = None,
+    bits: int | None = None,
 ) -> nn.Module:
     """The causal model of a folder, in training mode.
 
-    `zero3` is the DeepSpeed configuration under which the weights are partitioned while they load; `bits` quantises
-    those of the linear layers. UserError where transformers does not know the architecture or the attention
-    implementation, or where nothing can quantise here.
+    `attention_name` takes the place of the job's own; `zero3` is the DeepSpeed configuration under which the weights
+    are partitioned while they load; `bits` quantises those of the linear layers. UserError where transformers does not
+    know the architecture or the attention implementation, or where nothing can quantise here.
     """
     attention.register()
-    name = attention.NAME if model.attention in ("auto", "varlen") else model.attention
+    name = attention_name or (attention.NAME if model.attention in ("auto", "varlen") else model.attention)
     settings = {"trust_remote_code": model.trust_remote_code}
     try:
         with partitioned(zero3):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from velocity.config.job import Job
 from velocity.config.objective import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, SimPOConfig
+from velocity.config.training import TrainingJob
 from velocity.objectives.answers import Reference, cached_reference
 from velocity.objectives.causal_lm import CausalLM
 from velocity.objectives.cpo import CPO
@@ -14,7 +14,7 @@ from velocity.objectives.orpo import ORPO
 from velocity.objectives.simpo import SimPO
 
 
-def build_objective(job: Job, reference: Reference = cached_reference) -> Objective:
+def build_objective(job: TrainingJob, reference: Reference = cached_reference) -> Objective:
     """What the job's task is trained towards; `reference` is where an objective that has one finds it."""
     match job.preference:
         case None:

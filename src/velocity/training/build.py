@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from velocity.batch import Batch
-from velocity.config.job import Job
+from velocity.config.training import TrainingJob
 from velocity.data.corpus import Corpus
 from velocity.data.layout import Pairs, build_layout
 from velocity.data.loader import Share, eval_rows, split
@@ -21,7 +21,7 @@ from velocity.distributed.comm import Ranks
 from velocity.distributed.deepspeed_engine import DeepSpeedEngine
 from velocity.distributed.ds_config import deepspeed_config
 from velocity.distributed.frozen_engine import FrozenEngine
-from velocity.errors import UserError
+from velocity.distributed.memory import memory_gib
 from velocity.models.adapters import adapter_off, add_adapter, weights_read
 from velocity.models.load import load_model, partitioned
 from velocity.models.probe import check_isolation, check_scores, check_sharing
@@ -29,7 +29,7 @@ from velocity.models.scorer import CausalScorer
 from velocity.objectives.answers import LiveReference, Reference, cached_reference
 from velocity.objectives.objective import Policy
 from velocity.training.evaluate import EvalSets
-from velocity.training.metrics import memory_gib, model_flops_utilisation
+from velocity.training.metrics import model_flops_utilisation
 from velocity.training.optimizer import build_optimizer
 from velocity.training.reference import ReferenceScorer, ScoreCache
 
@@ -43,7 +43,7 @@ class Built:
     adapter: Any
 
 
-def build_engine(job: Job, model_folder: Path, config: dict[str, Any], ranks: Ranks) -> Built:
+def build_engine(job: TrainingJob, model_folder: Path, config: dict[str, Any], ranks: Ranks) -> Built:
     """The model of a folder, and the engine that runs it; under ZeRO 3 it is partitioned while it loads."""
     strategy, bits = job.strategy, job.adapter.bits if job.adapter else None
     zero3 = config if strategy.zero == 3 else None
@@ -62,7 +62,7 @@ def build_engine(job: Job, model_folder: Path, config: dict[str, Any], ranks: Ra
 
 
 def build_reference(  # noqa: PLR0913 - all that a reference is made from
-    job: Job,
+    job: TrainingJob,
     built: Built,
     environment: Mapping[str, Any],
     needed: Sequence[tuple[Corpus, Indices]],
@@ -89,7 +89,7 @@ def build_reference(  # noqa: PLR0913 - all that a reference is made from
     return cached_reference
 
 
-def _live(job: Job, built: Built, model_folder: Path, ranks: Ranks) -> Policy:
+def _live(job: TrainingJob, built: Built, model_folder: Path, ranks: Ranks) -> Policy:
     """The model that training starts from: the same one with its adapter off, or a second, frozen one."""
     if built.adapter is not None:
         return WithoutAdapter(built)
@@ -116,13 +116,13 @@ class WithoutAdapter:
         return logps_BS
 
 
-def micro(job: Job) -> int:
+def micro(job: TrainingJob) -> int:
     """Rows that a rank computes at once."""
     assert isinstance(job.batch.micro, int), "the planner resolves batch.micro"
     return job.batch.micro
 
 
-def open_corpora(job: Job, data: Mapping[str, Any]) -> tuple[Corpus, dict[str, Corpus]]:
+def open_corpora(job: TrainingJob, data: Mapping[str, Any]) -> tuple[Corpus, dict[str, Corpus]]:
     """The training set and the evaluation sets by name; `data` is the manifest of environment.json."""
     held_out = {name: _corpus(entries, [1.0] * len(entries)) for name, entries in data["eval"].items()}
     return _corpus(data["train"], [source.weight for source in job.data.train]), held_out
@@ -132,13 +132,13 @@ def _corpus(entries: list[dict[str, Any]], weights: list[float]) -> Corpus:
     return Corpus([SequenceStore(Path(entry["store"])) for entry in entries], weights)
 
 
-def build_eval_sets(job: Job, corpora: Mapping[str, Corpus], share: Share) -> EvalSets:
+def build_eval_sets(job: TrainingJob, corpora: Mapping[str, Corpus], share: Share) -> EvalSets:
     """Our share of every evaluation set."""
     capacity, layout = job.row_tokens if job.data.packing else None, build_layout(job)
     return {name: split(corpus, eval_rows(corpus, layout, capacity), share, layout) for name, corpus in corpora.items()}
 
 
-def probe(built: Built, job: Job) -> None:
+def probe(built: Built, job: TrainingJob) -> None:
     """Nothing, or UserError where the scores are not the model's, or sequences see what they should not."""
     built.engine.train(False)  # dropout would move the scores that are compared
     check_scores(built.engine, built.scorer)
@@ -148,13 +148,6 @@ def probe(built: Built, job: Job) -> None:
     if isinstance(layout, Pairs) and layout.share_prompt:
         check_sharing(built.engine, built.scorer.vocabulary)
     built.engine.train(True)
-
-
-def check_device(device: torch.device, gpus: Sequence[Any]) -> None:
-    """Nothing, or UserError where the plan was made for GPUs and torch has none, or the other way round."""
-    if (device.type == "cuda") != bool(gpus):
-        what = f"torch computes on {device.type}, the plan is for {len(gpus)} GPU(s)"
-        raise UserError(what, "the installed torch", "install the torch that fits the driver: docs/guides/hardware.md")
 
 
 def build_seed(seed: int, rank: int) -> Callable[[int], None]:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from velocity.config.job import Job, LoadedJob
+from velocity.config.job import LoadedJob
+from velocity.config.training import TrainingJob
 from velocity.data.audit import Counts, audit, count, token_facts, without_bos
 from velocity.data.corpus import Corpus
 from velocity.data.encode import EncodingRules, TokenSequence
@@ -42,7 +43,7 @@ class SetReport:
 class CheckReport:
     """What `velocity check` found. Its existence says that every invariant held."""
 
-    job: LoadedJob
+    job: LoadedJob[TrainingJob]
     sets: dict[str, SetReport]
     steps: int
     batch: int  # what a step sees, in `unit`
@@ -59,7 +60,7 @@ class CheckReport:
         return {"sets": sets, **run, "without_bos": self.without_bos, "reasons": reasons}
 
 
-def check_job(loaded: LoadedJob, model_folder: Path, report: Callable[[str], None]) -> CheckReport:
+def check_job(loaded: LoadedJob[TrainingJob], model_folder: Path, report: Callable[[str], None]) -> CheckReport:
     """Tokenise (or find) every source, and audit every token; UserError or JobError where something is wrong."""
     job = loaded.job
     inputs = prepare_inputs(job, model_folder, report)
@@ -90,7 +91,7 @@ def _global_batches(loader: TrainLoader) -> list[Indices]:
     return [items[start : start + loader.rows] for start in range(0, len(items), loader.rows)]
 
 
-def _describe(stores: Sequence[SequenceStore], job: Job, together: Sequence[Indices]) -> SetReport:
+def _describe(stores: Sequence[SequenceStore], job: TrainingJob, together: Sequence[Indices]) -> SetReport:
     counts = count(stores, job.row_tokens, packing=job.data.packing)
     if job.task == "preference":
         counts = _of_answers(counts, Corpus(stores, [1.0] * len(stores)), job, together)
@@ -98,7 +99,7 @@ def _describe(stores: Sequence[SequenceStore], job: Job, together: Sequence[Indi
     return SetReport(counts, records, rejected, cut)
 
 
-def _of_answers(counts: Counts, corpus: Corpus, job: Job, together: Sequence[Indices]) -> Counts:
+def _of_answers(counts: Counts, corpus: Corpus, job: TrainingJob, together: Sequence[Indices]) -> Counts:
     """The same for prompts with answers: the length is that of the prompt with its longer answer.
 
     Their rows hold what is packed `together`: a global batch, or all of an evaluation set where that is empty.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from velocity.config.resolved import is_resolved, read_resolved
+from velocity.config.load import read_resolved
+from velocity.config.resolved import is_resolved
 from velocity.data.tokenizer import load_tokenizer, turn_ends
 from velocity.errors import UserError
 from velocity.files import whole_folder
 from velocity.models.locate import is_adapter
+from velocity.runs.folder import RunFolder
 from velocity.terminal import say
-from velocity.training.run_folder import RunFolder
 
 
 def export_model(path: Path, folder: Path) -> None:

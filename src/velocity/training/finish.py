@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from velocity import __version__
-from velocity.config.job import Job
+from velocity.config.training import TrainingJob
 from velocity.data.tokenizer import load_tokenizer, turn_ends
 from velocity.distributed import comm
 from velocity.distributed.comm import Ranks
 from velocity.models.adapters import save_adapter
 from velocity.models.export import model_card, save_model
+from velocity.runs.folder import RunFolder
 from velocity.training.build import Built
-from velocity.training.run_folder import RunFolder
 
 
-def save_result(run: RunFolder, job: Job, built: Built, environment: Mapping[str, Any], ranks: Ranks) -> None:
+def save_result(run: RunFolder, job: TrainingJob, built: Built, environment: Mapping[str, Any], ranks: Ranks) -> None:
     """model/ is there and the run is complete. Every rank calls it."""
     weights = built.engine.weights()
     if ranks.first:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import re
-import resource
 
-import torch
-
-GIB = 1024**3
 # Dense 16-bit matrix rates in FLOP/s, from the vendor's data sheets.
 PEAK_FLOPS = {
     "B200": 2.25e15,
@@ -20,13 +16,6 @@ PEAK_FLOPS = {
     "A10G": 70e12,
     "L4": 121e12,
 }
-
-
-def memory_gib(device: torch.device) -> float:
-    """The highest memory so far: of the GPU, or resident on a machine without."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / GIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
 def model_flops_utilisation(

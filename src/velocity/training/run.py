@@ -7,39 +7,37 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from velocity.config.resolved import read_resolved
+from velocity.config.load import read_resolved
 from velocity.config.strategy import StrategyConfig
 from velocity.data.loader import Share, TrainLoader
-from velocity.distributed import comm, failure
+from velocity.distributed import comm
 from velocity.distributed.comm import Ranks
 from velocity.distributed.engine import TrainEngine
-from velocity.errors import InterruptedRun, JobError, UserError, VelocityError, from_system
-from velocity.models.quiet import quieten
+from velocity.errors import UserError
 from velocity.objectives.build import build_objective
-from velocity.process import die_with_parent
+from velocity.runs.folder import RunFolder
+from velocity.runs.rank import as_rank
 from velocity.training import build
 from velocity.training.callbacks.build import build_callbacks
 from velocity.training.checkpoint import Checkpoints, TrainState
 from velocity.training.finish import save_result
-from velocity.training.run_folder import RunFolder
 from velocity.training.total import total_steps
 from velocity.training.trainer import Parts, Plan, Trainer
+
+MEMORY_FIX = "strategy.recompute: layers, batch.micro: 1, a shorter data.sequence_length, or strategy.zero: 3"
 
 
 def train(run: RunFolder, ranks: Ranks, stopping: Callable[[], bool] = lambda: False) -> None:
     """The job of a run folder is done: metrics, checkpoints and model/ are there. `stopping` asks to save and end."""
     job = read_resolved(run.job)
     environment = json.loads(run.environment.read_text())
-    build.check_device(ranks.device, environment["hardware"]["gpus"])
+    comm.check_device(ranks.device, environment["hardware"]["gpus"])
     share = Share(ranks.rank, ranks.world_size, build.micro(job))
     corpus, held_out = build.open_corpora(job, environment["data"])
     loader = TrainLoader(corpus, job, share)
@@ -90,42 +88,6 @@ def _resume(run: RunFolder, checkpoints: Checkpoints, engine: TrainEngine, total
     return state, comm.from_first(unscored)
 
 
-def _stop_flag() -> Callable[[], bool]:
-    """True once this process was asked to stop; the trainer agrees on it with the other ranks."""
-    asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _: asked.append(received))
-    return lambda: bool(asked)
-
-
-def main(folder: str) -> int:
-    """Train, and say how it went: the exit status, and for a failure its cause in the run folder."""
-    die_with_parent()
-    quieten()
-    run, ranks = RunFolder(Path(folder)), comm.from_environment()
-    stopping = _stop_flag()  # first of all: a stop while the model loads is kept until the first step
-    try:
-        comm.start(ranks)
-        train(run, ranks, stopping)
-        comm.stop()
-    except InterruptedRun as stopped:
-        if ranks.first:
-            run.set_status("interrupted", why=str(stopped))
-        return stopped.exit_status
-    except VelocityError as error:
-        return _failed(run, ranks, error, "")
-    except torch.OutOfMemoryError:
-        fix = "strategy.recompute: layers, batch.micro: 1, a shorter data.sequence_length, or strategy.zero: 3"
-        return _failed(run, ranks, JobError("the GPU's memory is full", _place(ranks), fix), "")
-    except OSError as error:
-        return _failed(run, ranks, from_system(error, _place(ranks)), traceback.format_exc())
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        shown = JobError(what, _place(ranks), "--debug shows the traceback")
-        return _failed(run, ranks, shown, traceback.format_exc())
-    return 0
-
-
 def layout(strategy: StrategyConfig, processes: int) -> str:
     """What DeepSpeed's checkpoints depend on. Tried: stages 1 and 2 share a format, stage 0 is whole on each rank."""
     stage = {0: "0", 1: "1 or 2", 2: "1 or 2", 3: "3"}[int(strategy.zero)]
@@ -133,17 +95,9 @@ def layout(strategy: StrategyConfig, processes: int) -> str:
     return f"ZeRO {stage}, {strategy.precision}{ranks}"
 
 
-def _place(ranks: Ranks) -> str:
-    return f"rank {ranks.rank} on {failure.host()}"
-
-
-def _failed(run: RunFolder, ranks: Ranks, error: VelocityError, trace: str) -> int:
-    """The failure lies in the run folder, or on standard error where the folder cannot be written; the exit status."""
-    try:
-        failure.record(run.failures, ranks.rank, str(error), exit_status=error.exit_status, trace=trace)
-    except OSError:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-    return error.exit_status
+def main(folder: str) -> int:
+    """Train, and say how it went."""
+    return as_rank(folder, train, MEMORY_FIX)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from velocity.config.resolved import is_resolved, read_resolved
 from velocity.distributed import failure
-from velocity.errors import UserError
-from velocity.training.run_folder import RunFolder
+from velocity.runs.opened import open_run
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 60
@@ -21,17 +19,15 @@ WIDTH = 60
 
 def summarise(path: Path) -> dict[str, Any]:
     """The run's state, its numbers and its evaluations before and after; UserError where the folder is no run."""
-    run = RunFolder(path)
-    if not is_resolved(run.job):
-        raise UserError("not a run folder: it has no job.yaml of a run", str(path), "give the output folder of a job")
-    job, lines = read_resolved(run.job), [line for line in run.lines() if "loss" in line]
+    run, job, status = open_run(path)
+    lines = [line for line in run.lines() if "loss" in line]
     busy = sum(line["seconds"] for line in lines)
     processed = sum(line["tokens_per_second"] * line["seconds"] for line in lines)
     return {
         "run": str(path),
         "task": job.task,
         "model": job.model.path,
-        "state": _state(run),
+        "state": status,
         "steps": len(lines),
         "tokens_trained_on": sum(line["tokens"] for line in lines),
         "losses": [line["loss"] for line in lines],
@@ -44,12 +40,6 @@ def summarise(path: Path) -> dict[str, Any]:
         "skipped": lines[-1]["skipped"] if lines else 0,
         "cause": failure.cause(run.failures),
     }
-
-
-def _state(run: RunFolder) -> dict[str, Any]:
-    """The run's status; `killed` where it says that it runs, and no process holds the folder."""
-    status = run.status()
-    return {**status, "state": "killed"} if status["state"] == "running" and not run.is_held() else status
 
 
 def print_summary(summary: dict[str, Any]) -> None:

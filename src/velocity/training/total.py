@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from velocity.config.job import Job
+from velocity.config.training import TrainingJob
 from velocity.data.loader import TrainLoader
 
 
-def total_steps(job: Job, loader: TrainLoader) -> int:
+def total_steps(job: TrainingJob, loader: TrainLoader) -> int:
     """Optimizer steps of the whole run, from the job's epochs, steps or tokens."""
     if job.duration.steps is not None:
         return job.duration.steps

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from velocity.training.run_folder import MEASURES
+from velocity.runs.folder import MEASURES
 
 LINE_SECONDS = 10.0
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.making import tiny_model_folder, write_job
-from velocity.config.job import Job, load_job
+from tests.making import generate_data, tiny_model_folder, write_job
+from velocity.config.job import Job
+from velocity.config.load import load_job
 from velocity.config.resolved import render
 from velocity.errors import UserError
-from velocity.training.chain import model_ahead
+from velocity.runs.chain import model_ahead
 
 
 @pytest.fixture(name="folder", scope="module")
@@ -64,3 +66,13 @@ def test_a_run_whose_adapter_is_not_merged_yet_is_looked_at_as_its_own_model(fol
     assert where == folder / "model"
     assert found.data.chat_template == "a.jinja"
     assert not (tmp_path / "lora" / "merged").exists(), "a look changes nothing"
+
+
+def test_a_generate_job_is_looked_at_with_the_model_and_the_template_of_the_job_that_tunes_it(
+    folder: Path, tmp_path: Path
+):
+    first = job(tmp_path, "first", folder / "model", data={"chat_template": "a.jinja"})
+    asked = {**generate_data(tmp_path), "model": str(tmp_path / "first"), "output": str(tmp_path / "answers")}
+    (tmp_path / "answers.yaml").write_text(yaml.safe_dump(asked))
+    found, where = model_ahead(load_job(tmp_path / "answers.yaml").job, [first], weights=True)
+    assert (where, found.data.chat_template, found.task) == (folder / "model", "a.jinja", "generate")

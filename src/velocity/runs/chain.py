@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from velocity.config.job import Job
-from velocity.config.resolved import is_resolved, read_resolved
+from velocity.config.load import read_resolved
+from velocity.config.resolved import is_resolved
 from velocity.models.locate import is_adapter, locate
-from velocity.training.run_folder import RunFolder
+from velocity.runs.folder import RunFolder
+
+AnyJob = TypeVar("AnyJob", bound=Job)
 
 
-def model_ahead(job: Job, earlier: Sequence[Job], *, weights: bool) -> tuple[Job, Path]:
+def model_ahead(job: AnyJob, earlier: Sequence[Job], *, weights: bool) -> tuple[AnyJob, Path]:
     """The job, and the folder whose tokenizer and shape its model will have.
 
     Where `model` is the output of one of the `earlier` jobs, and not there yet, or of a run whose adapter is not merged
@@ -30,5 +34,5 @@ def model_ahead(job: Job, earlier: Sequence[Job], *, weights: bool) -> tuple[Job
     return job, locate(job.model, weights=weights)
 
 
-def _with_template(job: Job, template: str | None) -> Job:
+def _with_template(job: AnyJob, template: str | None) -> AnyJob:
     return job.model_copy(update={"data": job.data.model_copy(update={"chat_template": template})})

@@ -41,6 +41,13 @@ class RunFolder:
         self.log = path / "log.txt"
         self.rejected = path / "rejected.jsonl"
         self.failures = path / "failures"
+        self.shards = path / "shards"  # a generate job's finished ones, until its completions are put together
+        self.completions = {kind: path / f"completions.{kind}" for kind in ("jsonl", "parquet")}
+
+    @property
+    def result(self) -> Path | None:
+        """The tuned model, or the completions; None where there is none yet."""
+        return next((path for path in (self.model, *self.completions.values()) if path.exists()), None)
 
     def status(self) -> dict[str, Any]:
         """`state` (new, running, complete, interrupted, failed) and what belongs to it."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from velocity.errors import UserError
-from velocity.training.run_folder import RunFolder
+from velocity.runs.folder import RunFolder
 
 
 def test_a_second_holder_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
@@ -64,3 +64,13 @@ def test_a_run_that_was_not_evaluated_has_no_results(tmp_path: Path) -> None:
     assert run.results() == []
     run.metrics.write_text(json.dumps({"step": 1, "loss": 0.7}) + "\n")
     assert run.results() == []
+
+
+@pytest.mark.parametrize("name", ["model", "completions.jsonl", "completions.parquet"])
+def test_the_result_of_a_run_is_its_model_or_its_completions(tmp_path: Path, name: str) -> None:
+    run = RunFolder(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "shards").mkdir()
+    assert run.result is None
+    (tmp_path / name).touch()
+    assert run.result == tmp_path / name

@@ -1,0 +1,93 @@
+"""From a job file to a typed job: the only place that matches on a task's name."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Discriminator, TypeAdapter
+
+from velocity.config.base import Config, Mark, apply_override, read_yaml, validate
+from velocity.config.generate import GenerateJob
+from velocity.config.job import Job, LoadedJob, flatten
+from velocity.config.training import TrainingJob
+from velocity.errors import UserError
+
+TASKS: Mapping[str, type[Job]] = {
+    "pretrain": TrainingJob,
+    "sft": TrainingJob,
+    "preference": TrainingJob,
+    "generate": GenerateJob,
+}
+FAMILIES: Sequence[type[Job]] = tuple(dict.fromkeys(TASKS.values()))
+
+
+def load_job(path: Path, overrides: Sequence[str] = ()) -> LoadedJob[Any]:
+    """The job of a YAML file with `key.path=value` overrides; UserError with every problem's place."""
+    data, mark = read_yaml(path)
+    for text in overrides:
+        apply_override(data, mark, text)
+    job = job_of(data, mark)
+    return LoadedJob(job, {key: _origin(job, key, mark) for key in flatten(job.model_dump())}, path)
+
+
+def job_of(data: dict[str, Any], mark: Mark) -> Any:
+    """The job that a mapping describes, of its task's class; UserError where it describes none."""
+    task = data.get("task")
+    if not isinstance(task, str) or task not in TASKS:
+        what = f"task: {task!r} is none of them" if "task" in data else "'task' is missing"
+        near = difflib.get_close_matches("task", map(str, data), n=1) if "task" not in data else []
+        meant = f"did you mean 'task' by '{near[0]}'? " if near else ""
+        raise UserError(what, mark.find(near or ["task"]).where, f"{meant}task: one of {', '.join(TASKS)}")
+    return validate(TASKS[task], data, mark)
+
+
+def read_resolved(path: Path) -> Any:
+    """The job of a run folder's job.yaml."""
+    return job_of(*read_yaml(path))
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a job file, of any task."""
+    return TypeAdapter(Annotated[TrainingJob | GenerateJob, Discriminator("task")]).json_schema()
+
+
+def _origin(job: Job, key: str, mark: Mark) -> str:
+    node: Any = job
+    for part in key.split("."):
+        if isinstance(node, BaseModel) and part not in node.model_fields_set:
+            return "default"
+        node = getattr(node, part, None) if isinstance(node, BaseModel) else _item(node, part)
+    return mark.find([int(part) if part.isdigit() else part for part in key.split(".")]).where
+
+
+def _item(node: Any, part: str) -> Any:
+    if isinstance(node, (list, tuple)):
+        node = {str(number): item for number, item in enumerate(node)}
+    return node.get(part) if isinstance(node, dict) else None  # None: half of a name with a dot in it
+
+
+def option_names() -> list[str]:
+    """Every dotted option of a job file, sorted; a test holds the list, so that an option is added on purpose."""
+    return sorted({name for family in FAMILIES for name in _option_names(family)})
+
+
+def _option_names(kind: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(kind, type) and issubclass(kind, Config):
+        for name, info in kind.model_fields.items():
+            yield from _option_names(info.annotation, f"{prefix}.{name}" if prefix else name)
+        return
+    nested = [a for a in typing.get_args(kind) if a is not Ellipsis and _holds_config(a)]
+    for member in nested:
+        yield from _option_names(member, prefix)
+    if not nested:
+        yield prefix
+
+
+def _holds_config(kind: Any) -> bool:
+    if isinstance(kind, type):
+        return issubclass(kind, Config)
+    return any(_holds_config(member) for member in typing.get_args(kind))

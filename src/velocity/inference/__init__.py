@@ -1,0 +1,1 @@
+"""Prompts to completions: engines, batches that roll, and a ledger that holds every row exactly once."""

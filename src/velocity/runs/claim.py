@@ -1,0 +1,128 @@
+"""A run folder becomes a job's: refused where it is another one's, else told what it is to hold. It knows no task."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from velocity import __version__
+from velocity.config.job import Job, LoadedJob
+from velocity.config.load import read_resolved
+from velocity.config.resolved import differences, is_resolved, render
+from velocity.distributed import failure
+from velocity.errors import UserError
+from velocity.files import write_atomically
+from velocity.runs.folder import RunFolder
+
+PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "safetensors", "pyarrow", "numpy",
+            "peft", "bitsandbytes")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What of a job's inputs is written down: their hash, `facts` for environment.json, and the engine's settings.
+
+    `rejected` are files with the records that were left out.
+    """
+
+    hash: str
+    facts: Mapping[str, Any]
+    rejected: Sequence[Path]
+    deepspeed: Mapping[str, Any]
+
+
+def is_complete(loaded: LoadedJob[Job], inputs: str) -> bool:
+    """True where the run folder already holds the result of this very job, from inputs of that hash."""
+    run = RunFolder(loaded.job.output)
+    status = run.status()
+    if status["state"] != "complete" or run.result is None or status.get("inputs") != inputs:
+        return False
+    old = read_resolved(run.job)
+    return not differences(old, loaded.job) and loaded.job.ends_like(old)
+
+
+def check_startable(loaded: LoadedJob[Job], *, fresh: bool = False) -> None:
+    """Nothing, or UserError where the run folder belongs to something else: it is asked before inputs are read."""
+    run = RunFolder(loaded.job.output)
+    if fresh or not run.path.is_dir():
+        return
+    if is_resolved(run.job):
+        _refuse(run, differences(read_resolved(run.job), loaded.job))
+    elif any(not path.name.startswith(".") for path in run.path.iterdir()):  # hidden: of a claim that was killed
+        raise UserError(
+            "the output folder is not empty, and no run of Velocity", str(run.path), "choose another output"
+        )
+
+
+def claim(loaded: LoadedJob[Job], manifest: Manifest, hardware: Mapping[str, Any], *, fresh: bool) -> RunFolder:
+    """The run folder describes this job; UserError where it belongs to another one and `fresh` is not given.
+
+    The caller holds the folder (`RunFolder.owned`).
+    """
+    run = RunFolder(loaded.job.output)
+    if fresh and run.path.exists():
+        run.move_aside()
+    check_startable(loaded)
+    if is_resolved(run.job) and run.status().get("inputs", manifest.hash) != manifest.hash:
+        _refuse(run, ["the content of the model or of the data"])
+    run.path.mkdir(parents=True, exist_ok=True)
+    failure.forget(run.failures)
+    processes = loaded.job.launch.processes
+    assert isinstance(processes, int), "the planner resolves launch.processes"
+    write_atomically(run.job, render(loaded))
+    write_atomically(run.deepspeed, json.dumps(manifest.deepspeed, indent=1) + "\n")
+    write_atomically(run.environment, json.dumps(_environment(manifest, hardware, processes), indent=1) + "\n")
+    _collect_rejected(run, manifest.rejected)
+    run.begin(manifest.hash)
+    return run
+
+
+def _refuse(run: RunFolder, differing: list[str]) -> None:
+    """UserError that names what makes the folder another job's; nothing where that list is empty."""
+    if differing:
+        more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
+        what = f"the output folder belongs to another job; different: {'; '.join(differing[:3])}{more}"
+        raise UserError(what, str(run.path), "choose another output, or move the old run aside with --fresh")
+
+
+def _environment(manifest: Manifest, hardware: Mapping[str, Any], processes: int) -> dict[str, Any]:
+    return {
+        "velocity": __version__,
+        "versions": {name: _version(name) for name in PACKAGES},
+        "hardware": dict(hardware),
+        "world_size": processes,
+        "git_commit": _git_commit(),
+        **manifest.facts,
+    }
+
+
+def _collect_rejected(run: RunFolder, files: Sequence[Path]) -> None:
+    """rejected.jsonl of the run: the records of all sources that were left out, with their reason."""
+    with run.rejected.open("wb") as out:
+        for file in files:
+            with file.open("rb") as stream:
+                shutil.copyfileobj(stream, out)
+    if not run.rejected.stat().st_size:
+        run.rejected.unlink()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _git_commit() -> str:
+    """Of the working folder, which is where a user keeps job files."""
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return answer.stdout.strip()

@@ -24,7 +24,7 @@ MIB = 2**20
 
 def child(job_file: Path) -> Result:
     """Tokenise the job's corpus into an empty cache, and say what memory it took."""
-    from velocity.config.job import load_job
+    from velocity.config.load import load_job
     from velocity.data.prepare import Preparation
 
     job = load_job(job_file).job

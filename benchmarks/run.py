@@ -21,6 +21,8 @@ SCRIPTS: Mapping[str, Sequence[str]] = {
     "tokenise_throughput": ("model", "chats"),
     "train_throughput": ("model", "chats"),
     "pair_throughput": ("model", "pairs"),
+    "generate_throughput": ("model", "chats"),
+    "stream_memory": (),
 }
 
 

@@ -98,7 +98,7 @@ def main() -> None:
 
 def find_inputs(job_file: Path) -> None:
     """What `velocity run` does before it starts a rank: the job, the plan, the tokenised data."""
-    from velocity.config.job import load_job
+    from velocity.config.load import load_job
     from velocity.models.locate import locate
     from velocity.planner.hardware import detect
     from velocity.planner.plan import resolve

@@ -28,7 +28,7 @@ LENGTH = 1024
 
 def velocity(folder: Path, processes: int | None) -> Result:
     """From the JSONL file to bins of a memory-mapped store; the clock starts with the tokenizer loaded."""
-    from velocity.config.job import load_job
+    from velocity.config.load import load_job
     from velocity.data.corpus import Corpus
     from velocity.data.pack import best_fit
     from velocity.data.prepare import Preparation

@@ -51,7 +51,7 @@ def job_text(model: Path, data_file: Path, folder: Path, task: str = "sft", *, l
 
 def prepare(job_file: Path, overrides: tuple[str, ...] = ()) -> tuple[Any, Any, Any]:
     """The job without any `auto`, its inputs, and a loader of its rows."""
-    from velocity.config.job import load_job
+    from velocity.config.load import load_job
     from velocity.data.corpus import Corpus
     from velocity.data.loader import Share, TrainLoader
     from velocity.models.locate import locate

@@ -16,7 +16,6 @@ from rich.table import Table
 import corpus
 import model
 import sources
-from answers import answer
 
 HERE = Path(__file__).parent
 TOP = HERE.parent.parent
@@ -24,7 +23,8 @@ DEMO = Path("runs/demo")
 # Every how many records one is kept for the evaluation during the demo: 8,000, 5,000, 3,000 and 13,000 tokens remain.
 SAMPLED = {"unseen": 6, "general": 40, "chats_unseen": 16, "preferences_unseen": 4}
 MEASURED = ("unseen", "general")
-QUESTIONS = 2
+QUESTIONS = 2  # that are shown; all are answered
+MODELS = {"before": DEMO / "base", "after": DEMO / "preference"}
 ANSWER_CHARACTERS = 240
 
 
@@ -51,9 +51,14 @@ def main() -> int:
     if status:
         return status
     say(5, "asking both models about entities that training never described")
-    questions = unseen_questions(DEMO / "corpus" / "chats_unseen.jsonl")
-    answers = {name: answer(folder, list(questions)) for name, folder in folders().items()}
-    summary = summarise({**answers, "source": list(questions.values())}, list(questions), time.monotonic() - started)
+    for when, model_path in MODELS.items():
+        job = str((HERE / "generate.yaml").relative_to(TOP))
+        command = ["run", job, f"model={model_path}", f"output={DEMO}/answers_{when}"]
+        print("  $ velocity", *command, flush=True)
+        status = subprocess.run([sys.executable, "-m", "velocity", *command], check=False).returncode
+        if status:
+            return status
+    summary = summarise(side_by_side(), time.monotonic() - started)
     (DEMO / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     show(summary)
     return 0
@@ -64,26 +69,30 @@ def say(number: int, what: str) -> None:
     print(f"[{number}/5] {what}", flush=True)
 
 
-def folders() -> dict[str, Path]:
-    """The model before and after."""
-    return {"before": DEMO / "base", "after": DEMO / "preference" / "model"}
-
-
 def sample(path: Path, every: int) -> None:
     """`NAME_sample.jsonl` holds every so-manieth record of `NAME.jsonl`."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     path.with_name(f"{path.stem}_sample.jsonl").write_text("".join(lines[::every]), encoding="utf-8")
 
 
-def unseen_questions(path: Path) -> dict[str, str]:
-    """One question each about a few entities that training never described, with what the source says."""
-    chats = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    asked = [chat["messages"] for chat in chats if chat["id"].endswith("/mitigation")]
-    picked = asked[:: len(asked) // QUESTIONS][:QUESTIONS]
-    return {question["content"]: answer["content"] for question, answer in picked}
+def side_by_side() -> list[dict[str, str]]:
+    """Every question with what both models and the source answer; the completions come in the questions' order."""
+    before, after = (
+        [json.loads(line) for line in (DEMO / f"answers_{when}" / "completions.jsonl").read_text("utf-8").splitlines()]
+        for when in MODELS
+    )
+    return [
+        {
+            "question": one["messages"][0]["content"],
+            "before": one["completion"],
+            "after": other["completion"],
+            "source": one["messages"][1]["content"],
+        }
+        for one, other in zip(before, after, strict=True)
+    ]
 
 
-def summarise(answers: dict[str, list[str]], questions: list[str], seconds: float) -> dict[str, Any]:
+def summarise(questions: list[dict[str, str]], seconds: float) -> dict[str, Any]:
     """Perplexities from the two runs' metrics.jsonl, with the answers of the models and of the source."""
     evaluations = {"before": evaluation("pretrain", first=True), "after": evaluation("sft", first=False)}
     return {
@@ -103,10 +112,7 @@ def summarise(answers: dict[str, list[str]], questions: list[str], seconds: floa
             }
             for kind, key in (("preference_accuracy", "preference_accuracy"), ("reward_accuracy", "accuracy"))
         },
-        "questions": [
-            {"question": question, **{when: texts[i] for when, texts in answers.items()}}
-            for i, question in enumerate(questions)
-        ],
+        "questions": questions,
         "seconds": round(seconds, 1),
     }
 
@@ -138,13 +144,15 @@ def show(summary: dict[str, Any]) -> None:
         before, after = summary[kind]["before"], summary[kind]["after"]
         table.add_row(words, f"{before:.0%}", f"{after:.0%}", f"{100 * (after - before):+.0f} points")
     console.print(table)
-    for asked in summary["questions"]:
+    questions = summary["questions"]
+    for asked in questions[:: len(questions) // QUESTIONS][:QUESTIONS]:
         console.print(f"\n[bold]Q[/bold] {asked['question']}", markup=True)
         for when in ("before", "after", "source"):
             text = " ".join(asked[when].split()) or "(nothing)"
             console.print(f"  {when}: {text[:ANSWER_CHARACTERS]}{' …' * (len(text) > ANSWER_CHARACTERS)}", markup=False)
+    console.print(f"\nAll {len(questions)} answers: {DEMO}/summary.json, {DEMO}/answers_after/completions.jsonl")
     console.print(
-        f"\nThe tuned model: {folders()['after']}   the runs: velocity show {DEMO}/pretrain (/sft, /preference)"
+        f"The tuned model: {DEMO}/preference/model   the runs: velocity show {DEMO}/pretrain (/sft, /preference)"
     )
     console.print(f"The numbers: {DEMO}/summary.json   in all {summary['seconds']:.0f} s")
 

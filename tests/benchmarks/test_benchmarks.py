@@ -188,7 +188,7 @@ def test_contenders_that_did_other_work_are_refused():
 
 
 def test_the_job_that_contenders_share_is_valid(tmp_path: Path):
-    from velocity.config.job import load_job
+    from velocity.config.load import load_job
 
     path = tmp_path / "job.yaml"
     path.write_text(job_text(tmp_path, tmp_path / "chats.jsonl", tmp_path))

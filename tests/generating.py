@@ -6,8 +6,10 @@ Shape letters: B rows, S tokens, V vocabulary.
 from __future__ import annotations
 
 import json
+import resource
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -292,3 +294,14 @@ def answered_on(ranks: Ranks, path: Path, overrides: Sequence[str]) -> list[tupl
     ]
     engine.close()
     return found
+
+
+@contextmanager
+def largest_file(size_bytes: int) -> Iterator[None]:
+    """No file that we write may be larger: a write fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -19,6 +19,15 @@ ROWS = {
     "preference pairs a second (DPO), against TRL's": ("pair_throughput", "fp32 against TRL as it comes"),
     "against TRL with its reference": ("pair_throughput", "fp32 against TRL with its reference computed before"),
     "peak memory of that": ("pair_throughput", "peak memory, fp32 against TRL as it comes"),
+    "prompts a second completed, against transformers' generate": (
+        "generate_throughput",
+        "rows against generate at its best batch size",
+    ),
+    "against a loop without a cache": ("generate_throughput", "rows against a loop without a cache"),
+    "weights of a model streamed from a disk": (
+        "stream_memory",
+        "weights against own memory, weights on the disk, one rank",
+    ),
     "chats a second tokenised": ("tokenise_throughput", "both with their defaults"),
     "peak memory of whole logits": ("loss_memory", "whole logits against the chunked head"),
     "peak memory of tokenising": ("data_memory", "tenfold corpus against one"),

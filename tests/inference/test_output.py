@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
-import resource
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 import pytest
 
+from tests.generating import largest_file
 from velocity.errors import JobError
 from velocity.inference import output
 from velocity.inference.ledger import Ledger
@@ -164,17 +163,6 @@ def test_a_field_of_several_types_is_no_table_and_says_what_to_do(
     assert caught.value.problems[0].where == str(tmp_path / "out.parquet")
     assert "format: jsonl" in caught.value.problems[0].fix
     assert list(tmp_path.iterdir()) == []
-
-
-@contextmanager
-def largest_file(size_bytes: int) -> Iterator[None]:
-    """No file that we write may be larger: a write fails as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 LARGE = [{"number": i, "text": "".join(chr(0x4E00 + (i * 31 + k * k) % 9000) for k in range(500))} for i in range(300)]

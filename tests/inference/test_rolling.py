@@ -97,7 +97,7 @@ def test_padding_between_a_shared_beginning_and_a_short_prompt_counts_for_nothin
     """Not for a local window (GPT-Neo), a bias by distance (BLOOM), or positions that are learned (OPT)."""
     import transformers
 
-    shape: dict[str, Any] = {
+    shapes: dict[str, dict[str, Any]] = {
         "GPTNeo": {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "window_size": 6,
                    "attention_types": [[["global", "local"], 1]]},
         "Bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4},
@@ -105,9 +105,9 @@ def test_padding_between_a_shared_beginning_and_a_short_prompt_counts_for_nothin
                 "num_attention_heads": 4, "init_std": 0.2},
         "Gemma2": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
                    "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 6},
-    }[name]  # fmt: skip
+    }  # fmt: skip
     ends = {"eos_token_id": None, "bos_token_id": None, "pad_token_id": None}
-    config = getattr(transformers, f"{name}Config")(vocab_size=97, initializer_range=0.2, **ends, **shape)
+    config = getattr(transformers, f"{name}Config")(vocab_size=97, initializer_range=0.2, **ends, **shapes[name])
     model = tiny_model(config)
     prompts = prompts_of([39, 33, 19, 18, 18, 17], shared=16)
     answers = answered(

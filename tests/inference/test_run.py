@@ -16,6 +16,7 @@ from tests.generating import (
     completions,
     greedy,
     inputs_of,
+    largest_file,
     planned,
     question_folder,
     questions,
@@ -217,6 +218,25 @@ def test_a_row_that_failed_is_there_with_its_reason_and_is_tried_again(
     lines = completions(run.path) if form == "jsonl" else pyarrow.parquet.read_table(run.result).to_pylist()
     assert [line["completion"] for line in lines] == expected
     assert run.status()["state"] == "complete" and not any(line.get("error") for line in lines)
+
+
+def test_a_shard_that_the_disk_does_not_hold_ends_the_run_and_leaves_those_before_it(
+    folder: Path, tmp_path: Path, expected: list[str]
+):
+    run = claim_in(folder, tmp_path / "run", **{"batch.rows": 8})
+    ledger = ledger_of(folder, run)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("velocity.inference.run.finish", lambda *arguments: None)
+        generate(run, Ranks())
+    sizes = [ledger.path(shard).stat().st_size for shard in range(3)]
+    for shard in (0, 1):
+        ledger.path(shard).unlink()
+    with largest_file(min(sizes) - 1), pytest.raises(OSError) as caught:  # noqa: PT011 - its file is looked at
+        generate(run, Ranks())
+    assert caught.value.filename == str(ledger.path(0))
+    assert sorted(path.name for path in run.shards.iterdir()) == ["00000002.jsonl"]
+    generate(run, Ranks())
+    assert [line["completion"] for line in completions(run.path)] == expected
 
 
 def speaker(folder: Path, **changes: Any) -> Speaker:

@@ -124,7 +124,8 @@ def rolls(config: Any, longest: int) -> bool:
     """
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None)
-    window = getattr(text, "sliding_window", None)
+    local = "local" in getattr(text, "attention_layers", ())  # GPT-Neo
+    window = text.window_size if local else getattr(text, "sliding_window", None)
     windowed = window is not None and (kinds is None or "sliding_attention" in kinds) and window < longest
     return (
         config._attn_implementation in TAKES_MASK

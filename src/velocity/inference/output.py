@@ -84,8 +84,9 @@ def write_parquet(path: Path, read: Iterable[Mapping[str, Any]], again: Iterable
             with pa.parquet.ParquetWriter(temporary, schema) as writer:
                 for block in _blocks(again):
                     writer.write_table(pa.Table.from_pylist(block, schema=schema))
-    except pa.ArrowException as error:
-        what = f"the rows' fields are of several types, which no table holds: {str(error).splitlines()[0]}"
+    except (pa.ArrowException, OverflowError) as error:
+        why = str(error).splitlines()[0]
+        what = f"the rows' fields are of several types, or too large for one, which no table holds: {why}"
         raise JobError(what, str(path), "begin anew with generation.format: jsonl and --fresh") from None
 
 

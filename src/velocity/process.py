@@ -17,6 +17,11 @@ def as_parent() -> Mapping[str, str]:
     return {PARENT: str(os.getpid())}
 
 
+def become_parent() -> None:
+    """The processes that we start from now on know us as their parent."""
+    os.environ.update(as_parent())
+
+
 def die_with_parent() -> None:
     """The kernel ends this process when its parent dies, so that none goes on alone (Linux).
 

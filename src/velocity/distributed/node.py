@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import uuid
@@ -18,7 +17,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from velocity.distributed import failure
 from velocity.errors import Problem
-from velocity.process import as_parent, die_with_parent
+from velocity.process import become_parent, die_with_parent
 
 FAILED, INTERRUPTED = 1, 75
 # Asked to stop, the ranks end their step and save. torchrun would kill them after 30 s; whoever asked can do that.
@@ -31,7 +30,7 @@ def main(processes: int, failures: Path, module: str, arguments: list[str]) -> i
     A rank that a signal killed cannot say so itself: its failure is written into the folder `failures`.
     """
     die_with_parent()
-    os.environ.update(as_parent())  # the ranks' parent is this process
+    become_parent()  # of the ranks
     _quieten()
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, max_restarts=0,

@@ -44,12 +44,17 @@ Done = subprocess.CompletedProcess
 ROWS = 40  # shards of 16, 16 and 8
 
 
-def chain(here: Path) -> Done[str]:
+def lay_out_chain(here: Path) -> None:
     """An sft job, and a generate job whose model is what that job makes."""
     question_folder(here, ROWS)
     write_jsonl(here / "train.jsonl", ragged_rows(12))
-    sft = write_job(here / "sft.yaml", output=str(here / "tuned"), launch={"processes": 1})
-    return velocity("run", sft, write_generate_job(here / "answer.yaml", {"model": str(here / "tuned")}))
+    write_job(here / "sft.yaml", output=str(here / "tuned"), launch={"processes": 1})
+    write_generate_job(here / "answer.yaml", {"model": str(here / "tuned")})
+
+
+def chain(here: Path) -> Done[str]:
+    """Both in one command."""
+    return velocity("run", here / "sft.yaml", here / "answer.yaml")
 
 
 def bad_letter(folder: Path) -> str:
@@ -66,28 +71,40 @@ def bad_letter(folder: Path) -> str:
     raise AssertionError("the probe uses all of them")
 
 
-def failing(here: Path) -> tuple[Done[str], list[dict[str, Any]], Done[str]]:
-    """A run in which one row has no finite logits, its completions, and the same command once more."""
+def lay_out_failing(here: Path) -> None:
+    """A job in which one row has no finite logits."""
     family_folder(here / "model", "Qwen2")
     letter = bad_letter(here / "model")
     write_jsonl(here / "prompts.jsonl", [*questions(17), {"prompt": f"What is {letter}?"}, *questions(ROWS)[18:]])
-    job = write_generate_job(here / "job.yaml")
-    first = velocity("run", job, "--processes", 2)
-    return first, completions(here / "run"), velocity("run", job)
+    write_generate_job(here / "job.yaml")
 
 
-def unsplit(here: Path) -> Done[str]:
-    """A run on two ranks of a model that DeepSpeed does not split."""
+def failing(here: Path) -> tuple[Done[str], list[dict[str, Any]], Done[str]]:
+    """Its run, its completions, and the same command once more."""
+    first = velocity("run", here / "job.yaml", "--processes", 2)
+    return first, completions(here / "run"), velocity("run", here / "job.yaml")
+
+
+def lay_out_unsplit(here: Path) -> None:
+    """A job on an engine that does not split its model."""
     tokenizer = tiny_tokenizer()
     family("GPT2", vocab_size=len(tokenizer)).save_pretrained(str(here / "model"))
     tokenizer.save_pretrained(str(here / "model"))
     write_jsonl(here / "prompts.jsonl", questions(3))
-    return velocity("run", write_generate_job(here / "job.yaml", {"generation.engine": "deepspeed"}), "--processes", 2)
+    write_generate_job(here / "job.yaml", {"generation.engine": "deepspeed"})
 
 
-WORK: dict[str, Callable[[Path], Any]] = {
-    "chain": chain, "failing": failing, "unsplit": unsplit,
-}  # fmt: skip
+def unsplit(here: Path) -> Done[str]:
+    """Its run on two ranks."""
+    return velocity("run", here / "job.yaml", "--processes", 2)
+
+
+# What is laid out before, as models are not to be made in two threads at once; and what is asked of the command.
+WORK: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any]]] = {
+    "chain": (lay_out_chain, chain),
+    "failing": (lay_out_failing, failing),
+    "unsplit": (lay_out_unsplit, unsplit),
+}
 Ahead = Callable[[str], tuple[Path, Any]]
 
 
@@ -95,13 +112,12 @@ Ahead = Callable[[str], tuple[Path, Any]]
 def _ahead(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Ahead]:
     """A piece of work's folder and result, by its name; what the session's tests ask for is started at once."""
     asked = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    folders = {name: tmp_path_factory.mktemp(name) for name in WORK if name in asked}
+    for name, here in folders.items():
+        WORK[name][0](here)
     with ThreadPoolExecutor(2) as starter:
-        started: dict[str, tuple[Path, Future[Any]]] = {}
-        for name in WORK:
-            if name in asked:
-                here = tmp_path_factory.mktemp(name)
-                started[name] = here, starter.submit(WORK[name], here)
-        yield lambda name: (started[name][0], started[name][1].result())
+        started: dict[str, Future[Any]] = {name: starter.submit(WORK[name][1], here) for name, here in folders.items()}
+        yield lambda name: (folders[name], started[name].result())
 
 
 @pytest.fixture(name="chain", scope="module")

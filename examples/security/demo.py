@@ -24,7 +24,7 @@ DEMO = Path("runs/demo")
 SAMPLED = {"unseen": 6, "general": 40, "chats_unseen": 16, "preferences_unseen": 4}
 MEASURED = ("unseen", "general")
 QUESTIONS = 2  # that are shown; all are answered
-MODELS = {"before": DEMO / "base", "after": DEMO / "preference"}
+MODELS = {"before": DEMO / "base", "after": DEMO / "sft"}
 ANSWER_CHARACTERS = 240
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -158,18 +159,19 @@ class Preparation:
         processes = self.job.data.processes or len(os.sched_getaffinity(0))
         pending: deque[Future[_Encoded]] = deque()
         context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker) as pool:
-            try:
-                for chunk in read_chunks(files):
-                    pending.append(pool.submit(_work, chunk))
-                    if len(pending) > 2 * processes:
-                        yield pending.popleft().result()
-                while pending:
+        pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
+        try:
+            for chunk in read_chunks(files):
+                pending.append(pool.submit(_work, chunk))
+                if len(pending) > 2 * processes:
                     yield pending.popleft().result()
-            except BrokenProcessPool:
-                fix = "was memory short? set data.processes lower"
-                raise JobError("a tokenising process was killed", source.path, fix) from None
-            finally:
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool:
+            fix = "was memory short? set data.processes lower"
+            raise JobError("a tokenising process was killed", source.path, fix) from None
+        finally:
+            with contextlib.suppress(RuntimeError):  # stopped while it starts its thread, it has none to join
                 pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -468,3 +468,17 @@ def test_memory_stays_flat_while_the_corpus_grows_tenfold(folder: Path, tmp_path
     assert more_tokens > 9.9 * tokens
     assert more_own < 1.15 * own, f"{own} KiB, then {more_own}"
     assert more_child < 1.15 * child, f"{child} KiB, then {more_child}"
+
+
+def test_a_stop_while_the_pool_starts_its_thread_is_a_stop_and_no_defect(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The executor keeps a thread that never ran, and cannot join it."""
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("concurrent.futures.process._ExecutorManagerThread.start", interrupted)
+    write_jsonl(tmp_path / "train.jsonl", [{"text": "a"}])
+    with pytest.raises(KeyboardInterrupt):
+        prepared(folder, tmp_path, train=str(tmp_path / "train.jsonl"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import concurrent.futures.process
 import gzip
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -470,15 +472,22 @@ def test_memory_stays_flat_while_the_corpus_grows_tenfold(folder: Path, tmp_path
     assert more_child < 1.15 * child, f"{child} KiB, then {more_child}"
 
 
-def test_a_stop_while_the_pool_starts_its_thread_is_a_stop_and_no_defect(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("moment", ["ProcessPoolExecutor._spawn_process", "_ExecutorManagerThread.start"])
+def test_a_stop_while_the_pool_starts_is_a_stop_and_leaves_no_process(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ):
-    """The executor keeps a thread that never ran, and cannot join it."""
+    """The executor keeps a thread that never ran: it cannot join it, nor tell its processes to leave."""
+    owner, name = moment.split(".")
+    proper = getattr(getattr(concurrent.futures.process, owner), name)
 
-    def interrupted(*arguments: object) -> None:
+    def interrupted(self: object) -> None:
+        if name == "_spawn_process":
+            proper(self)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("concurrent.futures.process._ExecutorManagerThread.start", interrupted)
+    monkeypatch.setattr(f"concurrent.futures.process.{moment}", interrupted)
     write_jsonl(tmp_path / "train.jsonl", [{"text": "a"}])
+    before = multiprocessing.active_children()
     with pytest.raises(KeyboardInterrupt):
         prepared(folder, tmp_path, train=str(tmp_path / "train.jsonl"))
+    assert multiprocessing.active_children() == before

@@ -159,6 +159,7 @@ class Preparation:
         processes = self.job.data.processes or len(os.sched_getaffinity(0))
         pending: deque[Future[_Encoded]] = deque()
         context = multiprocessing.get_context("fork")
+        others = multiprocessing.active_children()
         pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
         try:
             for chunk in read_chunks(files):
@@ -173,6 +174,10 @@ class Preparation:
         finally:
             with contextlib.suppress(RuntimeError):  # stopped while it starts its thread, it has none to join
                 pool.shutdown(wait=True, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                if process not in others:  # and none that tells its processes to leave: this one would wait for ever
+                    process.kill()
+                    process.join()
 
 
 def _add(counts: dict[str, int], done: _Encoded) -> None:

@@ -51,6 +51,7 @@ def velocity(job_file: Path, *, overrides: tuple[str, ...]) -> PairPass:
     """The real parts of a run: the reference's scores, DeepSpeed's engine and the trainer's step."""
     from velocity.distributed import comm
     from velocity.distributed.ds_config import deepspeed_config
+    from velocity.distributed.mesh import build_mesh
     from velocity.objectives.build import build_objective
     from velocity.training.build import build_engine, build_reference
     from velocity.training.checkpoint import Checkpoints, TrainState
@@ -59,11 +60,12 @@ def velocity(job_file: Path, *, overrides: tuple[str, ...]) -> PairPass:
     job, inputs, loader = prepare(job_file, overrides)
     ranks = comm.from_environment()
     comm.start(ranks)
-    built = build_engine(job, inputs.model_folder, deepspeed_config(job, 1), ranks)
+    mesh = build_mesh(job.strategy, ranks)
+    built = build_engine(job, inputs.model_folder, deepspeed_config(job, 1), mesh)
     environment = {"model_content": inputs.model_content, "model_folder": str(inputs.model_folder)}
     started = time.perf_counter()
     reference = build_reference(
-        job, built, environment, [(loader.corpus, loader.seen(loader.steps(1)))], ranks, lambda: False
+        job, built, environment, [(loader.corpus, loader.seen(loader.steps(1)))], mesh, lambda: False
     )
     once = time.perf_counter() - started
     losses: list[float] = []

@@ -96,6 +96,7 @@ def _trainer(job: Any, inputs: Any, loader: Any, lines: list[Mapping[str, float]
     """The trainer as `training/run.py` builds it, with one callback that collects its lines; and its attention."""
     from velocity.distributed import comm
     from velocity.distributed.ds_config import deepspeed_config
+    from velocity.distributed.mesh import build_mesh
     from velocity.objectives.build import build_objective
     from velocity.training.build import build_engine
     from velocity.training.checkpoint import Checkpoints, TrainState
@@ -112,7 +113,8 @@ def _trainer(job: Any, inputs: Any, loader: Any, lines: list[Mapping[str, float]
         def close(self) -> None: ...
 
     total = loader.steps(1)
-    built = build_engine(job, inputs.model_folder, deepspeed_config(job, 1), comm.from_environment())
+    mesh = build_mesh(job.strategy, comm.from_environment())
+    built = build_engine(job, inputs.model_folder, deepspeed_config(job, 1), mesh)
     parts = Parts(
         engine=built.engine, objective=build_objective(job), micro_batches=loader.micro_batches, eval_sets={},
         checkpoints=Checkpoints(Path(job.output), 1, first=True), callbacks=[Collector()], optimizer=job.optimizer,

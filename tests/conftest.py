@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.pool import Pool
+from tests.pool import RANK, Pool
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def pool() -> Iterator[Pool]:
 def _no_process_stays() -> Iterator[None]:
     """A process that a test leaves behind is that test's failure: the session would wait for it for ever at its end."""
     yield
-    left = multiprocessing.active_children()
+    left = [process for process in multiprocessing.active_children() if process.name != RANK]
     for process in left:
         process.kill()
     assert not left, f"left behind: {left}"

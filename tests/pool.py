@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+RANK = "a rank of the pool"  # what its processes are called
+
 
 def _serve(rank: int, size: int, port: int, inbox: Any, outbox: Any) -> None:
     os.environ.update(
@@ -44,7 +46,7 @@ class Pool:
         self.outbox = context.Queue()
         self.inboxes = [context.Queue() for _ in range(size)]
         self.processes = [
-            context.Process(target=_serve, args=(rank, size, port, inbox, self.outbox))
+            context.Process(target=_serve, name=RANK, args=(rank, size, port, inbox, self.outbox))
             for rank, inbox in enumerate(self.inboxes)
         ]
         for process in self.processes:

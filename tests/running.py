@@ -21,6 +21,7 @@ from velocity.distributed.comm import Ranks
 from velocity.distributed.deepspeed_engine import DeepSpeedEngine
 from velocity.distributed.ds_config import deepspeed_config
 from velocity.distributed.engine import TrainEngine
+from velocity.distributed.mesh import build_mesh
 from velocity.distributed.torch_engine import TorchEngine
 from velocity.models.load import load_model
 from velocity.models.scorer import CausalScorer
@@ -76,7 +77,8 @@ def prepare_folder(folder: Path, **model: Any) -> Path:
 def make_job(folder: Path, changes: Mapping[str, Any]) -> TrainingJob:
     """The job of a prepared folder; `changes` holds dotted keys."""
     data: dict[str, Any] = job_data(folder)
-    data["strategy"] = {"zero": 0, "precision": "fp32", "recompute": "none"}
+    data["strategy"] = {"zero": 0, "precision": "fp32", "recompute": "none", "tensor": 1, "pipeline": 1, "sequence": 1}
+    data["strategy"]["offload"] = {"optimizer": "none", "parameters": "none"}
     data["batch"] = {"rows": 8, "micro": 2}
     data["launch"] = {"processes": 1}
     for key, value in changes.items():
@@ -127,7 +129,8 @@ def loader_of(job: TrainingJob, ranks: Ranks) -> TrainLoader:
     preparation = Preparation(job, Path(job.model.path), lambda text: None)
     stores = [preparation.source(source) for source in job.data.train]
     assert isinstance(job.batch.micro, int)
-    share = Share(ranks.rank, ranks.world_size, job.batch.micro)
+    mesh = build_mesh(job.strategy, ranks)
+    share = Share(mesh.data_rank, mesh.data_size, job.batch.micro)
     return TrainLoader(Corpus(stores, [source.weight for source in job.data.train]), job, share)
 
 
@@ -146,7 +149,8 @@ def deepspeed_engine(job: TrainingJob, ranks: Ranks) -> DeepSpeedEngine:
 
 def built_on(job: TrainingJob, ranks: Ranks) -> Built:
     """Model, scorer and engine as `velocity run` builds them."""
-    return build_engine(job, Path(job.model.path), deepspeed_config(job, ranks.world_size), ranks)
+    mesh = build_mesh(job.strategy, ranks)
+    return build_engine(job, Path(job.model.path), deepspeed_config(job, ranks.world_size), mesh)
 
 
 def take_steps(job: TrainingJob, engine: TrainEngine, ranks: Ranks, steps: int = 6) -> Steps:
@@ -176,9 +180,9 @@ def preference_steps(ranks: Ranks, folder: Path, changes: Mapping[str, Any]) -> 
     job, pooled = make_job(folder, changes), torch.distributed.is_initialized()
     engine: Any = None if pooled else plain_engine(job)
     built = built_on(job, ranks) if pooled else Built(engine.scorer, engine, None)
-    loader, recorder = loader_of(job, ranks), Recorder()
+    loader, recorder, mesh = loader_of(job, ranks), Recorder(), build_mesh(job.strategy, ranks)
     environment = {"model_content": uuid.uuid4().hex, "model_folder": job.model.path}
-    reference = build_reference(job, built, environment, [(loader.corpus, loader.seen(6))], ranks, lambda: False)
+    reference = build_reference(job, built, environment, [(loader.corpus, loader.seen(6))], mesh, lambda: False)
     steps = _take(parts_of(job, built.engine, ranks, recorder, loader, reference), recorder, 6)
     if pooled:
         built.engine.engine.destroy()

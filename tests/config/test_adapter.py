@@ -64,7 +64,7 @@ def test_quantised_weights_are_refused_under_stage_3(tmp_path: Path, bits: int):
     assert problem(tmp_path, adapter={"bits": bits}, strategy={"zero": 3}) == [
         "strategy.zero=3 does not go with adapter.bits: quantised weights are not split",
         f"  where: {line_of(tmp_path, 'zero:')}",
-        "  fix:   use 2",
+        "  fix:   use strategy.zero: 2",
     ]
     for zero in ("auto", 0, 1, 2):
         assert load(tmp_path, adapter={"bits": bits}, strategy={"zero": zero}).job.strategy.zero == zero

@@ -97,10 +97,10 @@ CONTRADICTIONS: dict[str, tuple[tuple[str, ...], str, str]] = {
         "strategy.offload.parameters=nvme does not go with engine: deepspeed", "engine: zero",
     ),
     "a fast disk without a folder": (
-        ("strategy.offload.parameters=nvme",), "takes parameters: nvme and path together", "path: /nvme",
+        ("strategy.offload.parameters=nvme",), "takes nvme and path together", "path: /nvme",
     ),
     "a folder without a fast disk": (
-        ("strategy.offload={parameters: cpu, path: /x}",), "takes parameters: nvme and path together", "path: /nvme",
+        ("strategy.offload={parameters: cpu, path: /x}",), "takes nvme and path together", "path: /nvme",
     ),
 }  # fmt: skip
 

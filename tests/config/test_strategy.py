@@ -10,8 +10,18 @@ from pydantic import ValidationError
 from velocity.config.strategy import StrategyConfig
 
 
-def test_all_of_a_strategy_is_the_planners_to_choose():
-    assert set(StrategyConfig().model_dump().values()) == {"auto"}
+def test_the_spread_is_the_planners_to_choose_and_nothing_that_changes_the_arithmetic_is():
+    said = StrategyConfig().model_dump()
+    chosen = {"zero", "tensor", "pipeline", "sequence", "precision", "recompute"}
+    assert {name for name, value in said.items() if value == "auto"} == chosen
+    assert (said["offload"]["optimizer"], said["offload"]["parameters"]) == ("auto", "auto")
+    assert (said["states"], said["compile"], said["offload"]["overlap"]) == ("fp32", "none", "none")
+
+
+@pytest.mark.parametrize("offload", [{"parameters": "nvme"}, {"optimizer": "nvme"}, {"path": "/nvme"}])
+def test_a_fast_disk_needs_a_folder_and_a_folder_a_use(offload: dict[str, Any]):
+    with pytest.raises(ValidationError, match="takes nvme and path together"):
+        StrategyConfig.model_validate({"offload": offload})
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

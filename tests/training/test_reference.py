@@ -22,6 +22,7 @@ from velocity.data.corpus import Corpus
 from velocity.data.loader import Share, TrainLoader
 from velocity.data.pack import Indices
 from velocity.distributed.comm import Ranks
+from velocity.distributed.mesh import build_mesh
 from velocity.errors import InterruptedRun, UserError
 from velocity.training.build import build_reference
 from velocity.training.reference import ReferenceScorer, ScoreCache, score_two
@@ -190,7 +191,8 @@ def scores_on(ranks: Ranks, folder: Path, cache: Path, zero: int) -> list[list[f
     job = make_job(folder, changes)
     corpus, built = loader_of(job, ranks).corpus, built_on(job, ranks)
     environment = {"model_content": "weights-1", "model_folder": job.model.path}
-    build_reference(job, built, environment, [(corpus, everything(corpus))], ranks, lambda: False)
+    mesh = build_mesh(job.strategy, ranks)
+    build_reference(job, built, environment, [(corpus, everything(corpus))], mesh, lambda: False)
     built.engine.engine.destroy()
     assert corpus.reference_N2 is not None
     return [[float(value) for value in row] for row in corpus.reference_N2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from velocity.batch import Batch
 from velocity.config.sections import SGDConfig
 from velocity.data.collate import collate, whole
 from velocity.data.encode import TokenSequence
-from velocity.distributed.engine import StepStats
+from velocity.distributed.engine import Loss, StepStats, learn_one_by_one
 from velocity.errors import InterruptedRun, JobError
 from velocity.objectives.causal_lm import CausalLM
 from velocity.objectives.objective import LossOutput, Policy, SharedPolicy
@@ -46,8 +46,16 @@ class ToyEngine:
         self.w.grad = None
         return StepStats(abs(self.gradients[-1]), skipped=len(self.gradients) in self.bad_steps)
 
+    def learn(
+        self, objective: Any, batches: Sequence[Batch], units: int, learning_rate: float
+    ) -> tuple[list[Loss], StepStats]:
+        return learn_one_by_one(self, objective, batches, units, learning_rate)
+
     def sum_over_ranks(self, value: Tensor) -> Tensor:
         return value
+
+    def any_rank(self, flag: bool) -> bool:
+        return flag
 
     def save(self, folder: Path) -> None:
         folder.mkdir()

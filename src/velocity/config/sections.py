@@ -165,13 +165,62 @@ class SGDConfig(ScheduleConfig):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
+class MuonConfig(ScheduleConfig):
+    """Muon on the layers' matrices, AdamW on the rest: Jordan et al. 2024, kellerjordan.github.io/posts/muon."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["kind", "learning_rate"]})
+
+    kind: Literal["muon"] = "muon"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    rest_learning_rate: PositiveFloat = Field(3e-4, description="the peak for embeddings, head, norms and biases")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    epsilon: PositiveFloat = 1e-8
+
+
+class AdafactorConfig(ScheduleConfig):
+    """Adafactor: arXiv 1804.04235; the second moment of a matrix as one row and one column."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["kind", "learning_rate"]})
+
+    kind: Literal["adafactor"] = "adafactor"
+
+
+class AdamW8bitConfig(ScheduleConfig):
+    """AdamW with its two moments in 8 bit, by bitsandbytes: arXiv 2110.02861."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["kind", "learning_rate"]})
+
+    kind: Literal["adamw_8bit"] = "adamw_8bit"
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    epsilon: PositiveFloat = 1e-8
+
+
+class LionConfig(ScheduleConfig):
+    """Lion, by bitsandbytes: arXiv 2302.06675; one moment, and a step of the same size in every direction."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["kind", "learning_rate"]})
+
+    kind: Literal["lion"] = "lion"
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
+
+
 def _kind(value: Any) -> Any:
     return value.get("kind", "adamw") if isinstance(value, dict) else getattr(value, "kind", None)
 
 
+AnyOptimizer = AdamWConfig | SGDConfig | MuonConfig | AdafactorConfig | AdamW8bitConfig | LionConfig
 OptimizerConfig = Annotated[
-    Annotated[AdamWConfig, Tag("adamw")] | Annotated[SGDConfig, Tag("sgd")],
-    Discriminator(_kind, custom_error_type="kind", custom_error_message="unknown optimizer; kind: adamw or kind: sgd"),
+    Annotated[AdamWConfig, Tag("adamw")]
+    | Annotated[SGDConfig, Tag("sgd")]
+    | Annotated[MuonConfig, Tag("muon")]
+    | Annotated[AdafactorConfig, Tag("adafactor")]
+    | Annotated[AdamW8bitConfig, Tag("adamw_8bit")]
+    | Annotated[LionConfig, Tag("lion")],
+    Discriminator(
+        _kind,
+        custom_error_type="kind",
+        custom_error_message="unknown optimizer; kind: adamw, adamw_8bit, lion, adafactor, muon or sgd",
+    ),
 ]
 
 

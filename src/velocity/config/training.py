@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from velocity.config.adapter import AdapterConfig
+from velocity.config.combinations import clashes
 from velocity.config.job import Job, auto_to_mapping
 from velocity.config.objective import DPOConfig, KTOConfig, PreferenceConfig
 from velocity.config.sections import (
@@ -81,9 +82,9 @@ class TrainingJob(Job):
         return self
 
     @model_validator(mode="after")
-    def _quantised_weights_stay_whole(self) -> TrainingJob:
-        if self.adapter and self.adapter.bits and self.strategy.zero == 3:
-            raise ValueError("strategy.zero=3 does not go with adapter.bits: quantised weights are not split; use 2")
+    def _settings_go_together(self) -> TrainingJob:
+        for clash in clashes(self):
+            raise ValueError(clash)
         return self
 
     def ends_like(self, other: Job) -> bool:

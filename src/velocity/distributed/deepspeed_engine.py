@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from velocity.batch import Batch
 from velocity.distributed import comm
-from velocity.distributed.comm import Ranks
-from velocity.distributed.engine import StepStats
+from velocity.distributed.engine import Loss, Objective, StepStats, learn_one_by_one
 from velocity.distributed.gradients import clip_or_drop
+from velocity.distributed.mesh import Mesh
 
 TAG = "engine"
 
@@ -27,7 +27,7 @@ class DeepSpeedEngine:
         scorer: nn.Module,
         optimizer: torch.optim.Optimizer,
         config: Mapping[str, Any],
-        ranks: Ranks,
+        mesh: Mesh,
         clipping: float,
     ) -> None:
         comm.prepare_deepspeed()
@@ -36,11 +36,11 @@ class DeepSpeedEngine:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.engine: Any = deepspeed.initialize(model=scorer, optimizer=optimizer, config=dict(config))[0]
-        self.ranks, self.scorer = ranks, scorer
+        self.mesh, self.scorer, self.device = mesh, scorer, mesh.ranks.device
         self.stage: int = config["zero_optimization"]["stage"]
         self.partly = not all(parameter.requires_grad for parameter in scorer.parameters())
         self._stats = StepStats(0.0, skipped=False)
-        if self.stage == 0 and ranks.world_size == 1:
+        if self.stage == 0 and mesh.ranks.world_size == 1:
             # Without ZeRO it copies all gradients into one buffer and back, even where there is nobody to add up with.
             self.engine.enable_backward_allreduce = False
         if self.stage == 0:
@@ -52,17 +52,23 @@ class DeepSpeedEngine:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return logps_BS: the log-probability of each label."""
-        logps_BS: Tensor = self.engine(*batch.inputs(self.ranks.device))
+        logps_BS: Tensor = self.engine(*batch.inputs(self.device))
         return logps_BS
 
     def train(self, mode: bool) -> None:
         """Dropout on or off."""
         self.engine.train(mode)
 
+    def learn(
+        self, objective: Objective, batches: Sequence[Batch], units: int, learning_rate: float
+    ) -> tuple[list[Loss], StepStats]:
+        """One optimizer step; return each batch's loss."""
+        return learn_one_by_one(self, objective, batches, units, learning_rate)
+
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradient."""
-        # DeepSpeed averages over data-parallel ranks, and the loss is already divided by the global units: undo it.
-        self.engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
+        # DeepSpeed averages over its data-parallel ranks; the loss is already divided by the global units: undo it.
+        self.engine.backward(loss * self.engine.dp_world_size, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> StepStats:
         """Clip, update, forget the gradients."""
@@ -75,8 +81,12 @@ class DeepSpeedEngine:
         return StepStats(float(norm), skipped=not self.engine.was_step_applied())
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
-        """Return the sum over data-parallel ranks."""
-        return comm.sum_over_ranks(value.to(self.ranks.device))
+        """Return the sum over the ranks, of those that share a model and its batches one."""
+        return self.mesh.sum_over_data(value.to(self.device))
+
+    def any_rank(self, flag: bool) -> bool:
+        """True, on every rank, where it is on one."""
+        return bool(comm.sum_over_ranks(torch.tensor(float(flag), device=self.device)) > 0)
 
     def save(self, folder: Path) -> None:
         """Write all that `load` needs."""
@@ -97,6 +107,6 @@ class DeepSpeedEngine:
         named = [*self.scorer.named_parameters(), *self.scorer.named_buffers()]
         for name, tensor in [one for one in named if one[1].requires_grad or not self.partly]:
             with deepspeed.zero.GatheredParameters([tensor]):
-                if self.ranks.first and name in saved:
+                if self.mesh.ranks.first and name in saved:
                     whole[name.removeprefix("model.")] = tensor.detach().cpu().clone()
         return whole

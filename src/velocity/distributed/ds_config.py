@@ -13,13 +13,16 @@ from velocity.config.training import TrainingJob
 
 
 def deepspeed_config(job: TrainingJob, world_size: int) -> dict[str, Any]:
-    """All that deepspeed.initialize is told, with the raw settings of `deepspeed:` merged in."""
+    """All that deepspeed.initialize is told, with the raw settings of `deepspeed:` merged in.
+
+    ZeRO spreads its state over the processes that share a sequence, too: to DeepSpeed they are data-parallel.
+    """
     strategy, micro = job.strategy, job.batch.micro
     assert isinstance(micro, int), "the planner resolves batch.micro"
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": 1,
-        "train_batch_size": micro * world_size,
+        "train_batch_size": micro * world_size // (int(strategy.tensor) * int(strategy.pipeline)),
         # The trainer says when a step ends, because micro-batches differ in number from step to step.
         "managed_gradient_accumulation": False,
         # 0.19.8 clips at 1.0 unless told otherwise; stage 0 in fp32 is clipped by our own engine, which sees the norm.

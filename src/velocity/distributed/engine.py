@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
 
@@ -20,8 +20,25 @@ class StepStats:
     skipped: bool
 
 
+class Loss(Protocol):
+    """A loss summed over a batch, and further sums beside it."""
+
+    @property
+    def total(self) -> Tensor:
+        """The summed loss."""
+        ...
+
+    @property
+    def metrics(self) -> Mapping[str, Tensor]:
+        """Sums that are only reported."""
+        ...
+
+
+Objective: TypeAlias = Callable[[Any, Batch], Loss]  # of a policy and a batch
+
+
 class TrainEngine(Protocol):
-    """Scores batches, accumulates gradients, steps. Is itself a policy."""
+    """Scores batches, learns from them. Is itself a policy."""
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return logps_BS: the log-probability of each label in fp32, 0 where there is none."""
@@ -29,14 +46,19 @@ class TrainEngine(Protocol):
     def train(self, mode: bool) -> None:
         """Dropout is on (True) or off (False)."""
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the loss's gradient; the sum over ranks and micro-batches is what a step takes."""
+    def learn(
+        self, objective: Objective, batches: Sequence[Batch], units: int, learning_rate: float
+    ) -> tuple[list[Loss], StepStats]:
+        """One optimizer step on the summed loss of all ranks' batches over `units`; return each of our losses.
 
-    def step(self, learning_rate: float) -> StepStats:
-        """Clip, update, forget the gradients; a non-finite gradient skips the update on every rank."""
+        The gradient is clipped; a non-finite one skips the update on every rank.
+        """
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
-        """Return the sum over data-parallel ranks."""
+        """Return the sum over the ranks, of those that share a model and its batches one."""
+
+    def any_rank(self, flag: bool) -> bool:
+        """True, on every rank, where it is on one."""
 
     def save(self, folder: Path) -> None:
         """All that `load` needs to go on bit for bit lies in `folder`. Every rank calls it."""
@@ -49,3 +71,28 @@ class TrainEngine(Protocol):
 
         That is the model, or its adapter. Every rank calls it.
         """
+
+
+class OneByOne(Protocol):
+    """An engine that scores a batch and takes its gradient before the next one."""
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return logps_BS."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradient; the sum over ranks and micro-batches is what a step takes."""
+
+    def step(self, learning_rate: float) -> StepStats:
+        """Clip, update, forget the gradients."""
+
+
+def learn_one_by_one(
+    engine: OneByOne, objective: Objective, batches: Sequence[Batch], units: int, learning_rate: float
+) -> tuple[list[Loss], StepStats]:
+    """What `learn` returns."""
+    losses = []
+    for batch in batches:
+        loss = objective(engine, batch)
+        engine.backward(loss.total / units)
+        losses.append(loss)
+    return losses, engine.step(learning_rate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from velocity.batch import Batch
-from velocity.distributed.engine import StepStats
+from velocity.distributed.engine import Loss, Objective, StepStats, learn_one_by_one
 from velocity.distributed.gradients import clip_or_drop
 
 
@@ -29,6 +29,12 @@ class TorchEngine:
         """Dropout on or off."""
         self.scorer.train(mode)
 
+    def learn(
+        self, objective: Objective, batches: Sequence[Batch], units: int, learning_rate: float
+    ) -> tuple[list[Loss], StepStats]:
+        """One optimizer step; return each batch's loss."""
+        return learn_one_by_one(self, objective, batches, units, learning_rate)
+
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradient."""
         loss.backward()  # type: ignore[no-untyped-call]
@@ -43,8 +49,12 @@ class TorchEngine:
         return stats
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
-        """Return the sum over data-parallel ranks."""
+        """The value itself."""
         return value
+
+    def any_rank(self, flag: bool) -> bool:
+        """The flag itself."""
+        return flag
 
     def save(self, folder: Path) -> None:
         """Write all that `load` needs."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from velocity.config.job import LoadedJob
-from velocity.config.strategy import StrategyConfig
 from velocity.config.training import TrainingJob
 from velocity.planner.device import Precision, choose_precision, choose_processes, device_bytes
 from velocity.planner.hardware import GIB, Hardware
@@ -33,7 +32,12 @@ def resolve(loaded: LoadedJob[TrainingJob], hardware: Hardware, model_folder: Pa
         "strategy.recompute": why_micro if job.strategy.recompute == "auto" else "",
         "batch.micro": why_micro if job.batch.micro == "auto" else "",
     }
-    strategy = StrategyConfig(zero=zero, precision=precision, recompute=cast(Any, recompute))
+    offload = {"optimizer": "none", "parameters": "none"}
+    settled: dict[str, Any] = {"zero": zero, "precision": precision, "recompute": recompute}
+    degrees = {name: 1 for name in ("tensor", "pipeline", "sequence") if getattr(job.strategy, name) == "auto"}
+    offload = {name: value for name, value in offload.items() if getattr(job.strategy.offload, name) == "auto"}
+    settled["offload"] = job.strategy.offload.model_copy(update=offload)
+    strategy = job.strategy.model_copy(update={**settled, **degrees})
     update = {
         "strategy": strategy,
         "batch": job.batch.model_copy(update={"micro": micro}),

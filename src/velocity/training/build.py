@@ -22,6 +22,7 @@ from velocity.distributed.deepspeed_engine import DeepSpeedEngine
 from velocity.distributed.ds_config import deepspeed_config
 from velocity.distributed.frozen_engine import FrozenEngine
 from velocity.distributed.memory import memory_gib
+from velocity.distributed.mesh import Mesh
 from velocity.models.adapters import adapter_off, add_adapter, weights_read
 from velocity.models.load import load_model, partitioned
 from velocity.models.probe import check_isolation, check_scores, check_sharing
@@ -43,7 +44,7 @@ class Built:
     adapter: Any
 
 
-def build_engine(job: TrainingJob, model_folder: Path, config: dict[str, Any], ranks: Ranks) -> Built:
+def build_engine(job: TrainingJob, model_folder: Path, config: dict[str, Any], mesh: Mesh) -> Built:
     """The model of a folder, and the engine that runs it; under ZeRO 3 it is partitioned while it loads."""
     strategy, bits = job.strategy, job.adapter.bits if job.adapter else None
     zero3 = config if strategy.zero == 3 else None
@@ -58,7 +59,7 @@ def build_engine(job: TrainingJob, model_folder: Path, config: dict[str, Any], r
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)  # type: ignore[operator]
     scorer = CausalScorer(model, micro(job) * job.row_tokens)
     optimizer = build_optimizer(scorer, job.optimizer)
-    return Built(scorer, DeepSpeedEngine(scorer, optimizer, config, ranks, job.optimizer.gradient_clipping), adapter)
+    return Built(scorer, DeepSpeedEngine(scorer, optimizer, config, mesh, job.optimizer.gradient_clipping), adapter)
 
 
 def build_reference(  # noqa: PLR0913 - all that a reference is made from
@@ -66,12 +67,12 @@ def build_reference(  # noqa: PLR0913 - all that a reference is made from
     built: Built,
     environment: Mapping[str, Any],
     needed: Sequence[tuple[Corpus, Indices]],
-    ranks: Ranks,
+    mesh: Mesh,
     stopping: Callable[[], bool],
 ) -> Reference:
     """Where the objective finds the reference's scores: computed now for what is needed, or asked for at each step."""
     if job.reference == "live":
-        return LiveReference(_live(job, built, Path(environment["model_folder"]), ranks))
+        return LiveReference(_live(job, built, Path(environment["model_folder"]), mesh.ranks))
     if job.reference == "cached":
         facts = {"model": environment["model_content"], "precision": str(job.strategy.precision),
                  "attention": job.model.attention, "bits": str(job.adapter and job.adapter.bits)}  # fmt: skip
@@ -79,9 +80,9 @@ def build_reference(  # noqa: PLR0913 - all that a reference is made from
             policy=built.engine if built.adapter is None else WithoutAdapter(built),
             engine=built.engine,
             layout=build_layout(job),
-            share=Share(ranks.rank, ranks.world_size, micro(job)),
+            share=Share(mesh.data_rank, mesh.data_size, micro(job)),
             capacity=job.row_tokens if job.data.packing else None,
-            cache=ScoreCache(Path(job.data.cache).expanduser() / "reference", facts, ranks.first),
+            cache=ScoreCache(Path(job.data.cache).expanduser() / "reference", facts, mesh.ranks.first),
             stopping=stopping,
         )
         for corpus, indices in needed:

@@ -39,7 +39,7 @@ def _score(
 ) -> dict[str, float]:
     def asked() -> Iterator[Batch]:
         for batch in batches:  # the same number on every rank
-            if engine.sum_over_ranks(torch.tensor([float(stopping())])).sum() > 0:
+            if engine.any_rank(stopping()):
                 raise Stopped
             yield batch
 

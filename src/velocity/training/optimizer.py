@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from velocity.config.sections import AdamWConfig, SGDConfig
+from velocity.config.sections import AdamWConfig, AnyOptimizer, SGDConfig
 
 
-def build_optimizer(model: nn.Module, config: AdamWConfig | SGDConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: AnyOptimizer) -> torch.optim.Optimizer:
     """Over all trainable parameters; matrices decay, norms and biases do not."""
     groups = _groups(model, config.weight_decay)
     match config:
@@ -17,6 +17,8 @@ def build_optimizer(model: nn.Module, config: AdamWConfig | SGDConfig) -> torch.
             return torch.optim.AdamW(groups, config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True)
         case SGDConfig():
             return torch.optim.SGD(groups, config.learning_rate, momentum=config.momentum)
+        case _:
+            raise NotImplementedError(config.kind)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -131,7 +131,7 @@ class ReferenceScorer:
         rows = pack_within([missing], self.layout.lengths(corpus), self.capacity)
         batches = split(corpus, rows, self.share, self.layout)
         for start in range(0, len(batches), KEPT_EVERY):
-            if self.engine.sum_over_ranks(torch.tensor([float(self.stopping())])).sum() > 0:
+            if self.engine.any_rank(self.stopping()):
                 raise InterruptedRun("stopped while the reference was scored", fix="run the same command to go on")
             self._score(batches[start : start + KEPT_EVERY], scores_N2)
             self.cache.write(corpus, self.layout, scores_N2)

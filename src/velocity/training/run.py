@@ -19,6 +19,7 @@ from velocity.data.loader import Share, TrainLoader
 from velocity.distributed import comm
 from velocity.distributed.comm import Ranks
 from velocity.distributed.engine import TrainEngine
+from velocity.distributed.mesh import build_mesh
 from velocity.errors import UserError
 from velocity.objectives.build import build_objective
 from velocity.runs.folder import RunFolder
@@ -38,17 +39,18 @@ def train(run: RunFolder, ranks: Ranks, stopping: Callable[[], bool] = lambda: F
     job = read_resolved(run.job)
     environment = json.loads(run.environment.read_text())
     comm.check_device(ranks.device, environment["hardware"]["gpus"])
-    share = Share(ranks.rank, ranks.world_size, build.micro(job))
+    mesh = build_mesh(job.strategy, ranks)
+    share = Share(mesh.data_rank, mesh.data_size, build.micro(job))
     corpus, held_out = build.open_corpora(job, environment["data"])
     loader = TrainLoader(corpus, job, share)
     if ranks.first:
         print("loading the model …", file=sys.stderr, flush=True)
-    built = build.build_engine(job, Path(environment["model_folder"]), json.loads(run.deepspeed.read_text()), ranks)
+    built = build.build_engine(job, Path(environment["model_folder"]), json.loads(run.deepspeed.read_text()), mesh)
     build.probe(built, job)
     total = total_steps(job, loader)
     # before a checkpoint is loaded: the reference is the model that training starts from
     needed = [(corpus, loader.seen(total)), *((one, np.arange(len(one.lengths))) for one in held_out.values())]
-    reference = build.build_reference(job, built, environment, needed, ranks, stopping)
+    reference = build.build_reference(job, built, environment, needed, mesh, stopping)
     checkpoints = Checkpoints(
         run.checkpoints, job.checkpoint.keep, first=ranks.first, layout=layout(job.strategy, ranks.world_size)
     )
@@ -63,7 +65,7 @@ def train(run: RunFolder, ranks: Ranks, stopping: Callable[[], bool] = lambda: F
         callbacks=callbacks,
         optimizer=job.optimizer,
         stopping=stopping,
-        seed=build.build_seed(job.seed, ranks.rank),
+        seed=build.build_seed(job.seed, mesh.data_rank),
         measure=build.build_measure(built.scorer, environment["hardware"], ranks),
     )
     every = job.data.eval_every or max(1, math.ceil(total / 5))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from velocity.distributed.engine import TrainEngine
-from velocity.objectives.objective import LossOutput
+from velocity.distributed.engine import Loss, TrainEngine
 
 
 class Sums:
@@ -15,9 +14,9 @@ class Sums:
     def __init__(self) -> None:
         self.values: dict[str, Tensor] = {}
 
-    def add(self, output: LossOutput) -> None:
+    def add(self, loss: Loss) -> None:
         """Add those of a micro-batch."""
-        for name, value in {"loss": output.total, **output.metrics}.items():
+        for name, value in {"loss": loss.total, **loss.metrics}.items():
             self.values[name] = self.values.get(name, 0) + value.detach().double().cpu()
 
     def over_ranks(self, engine: TrainEngine, units: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 
 from velocity.batch import Batch
-from velocity.config.sections import AdamWConfig, SGDConfig
+from velocity.config.sections import AnyOptimizer
 from velocity.distributed.engine import StepStats, TrainEngine
 from velocity.errors import InterruptedRun, JobError
 from velocity.objectives.objective import Objective
@@ -40,7 +40,7 @@ class Parts:
     eval_sets: EvalSets
     checkpoints: Checkpoints
     callbacks: Sequence[Callback]
-    optimizer: AdamWConfig | SGDConfig
+    optimizer: AnyOptimizer
     stopping: Callable[[], bool]
     seed: Callable[[int], None]
     measure: Callable[[float], dict[str, float]]
@@ -75,11 +75,9 @@ class Trainer:
         objective.prepare(engine, micro_batches)
         rate = learning_rate(self.parts.optimizer, number, self.plan.total)
         sums = Sums()
-        for batch in micro_batches:
-            output = objective(engine, batch)
-            engine.backward(output.total / units)
-            sums.add(output)
-        stats = engine.step(rate)
+        losses, stats = engine.learn(objective, micro_batches, units, rate)
+        for loss in losses:
+            sums.add(loss)
         means = sums.over_ranks(engine, units)
         seconds = time.perf_counter() - started
         self._count(stats)
@@ -97,11 +95,10 @@ class Trainer:
             sum(batch.trained for batch in micro_batches),
             sum(self.parts.objective.units(batch) for batch in micro_batches),
             sum(batch.tokens for batch in micro_batches if batch.records),
-            int(self.parts.stopping()),
         ]
-        trained, units, tokens, stopping = self.parts.engine.sum_over_ranks(torch.tensor(ours)).tolist()
-        if stopping:
+        if self.parts.engine.any_rank(self.parts.stopping()):
             self._stop()
+        trained, units, tokens = self.parts.engine.sum_over_ranks(torch.tensor(ours)).tolist()
         return {"tokens": trained, self.parts.objective.unit: units}, tokens
 
     def _stop(self) -> NoReturn:

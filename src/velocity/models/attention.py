@@ -7,7 +7,7 @@ elsewhere each sequence is a call of its own.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,21 @@ from transformers.masking_utils import AttentionMaskInterface
 
 NAME = "velocity_varlen"
 UNSUPPORTED = {"softcap": "softens attention scores", "s_aux": "has attention sinks"}
+
+
+class Spread(Protocol):
+    """Ranks that share a row: each has a part of its tokens, and while they attend a part of the heads."""
+
+    @property
+    def size(self) -> int:
+        """How many ranks."""
+        ...
+
+    def to_heads(self, states_1HTD: Tensor) -> Tensor:
+        """Of our tokens with all heads, all tokens with our heads."""
+
+    def to_tokens(self, states_1THD: Tensor) -> Tensor:
+        """The way back: of all tokens with our heads, our tokens with all heads."""
 
 
 def varlen_attention(  # noqa: PLR0913 - transformers' signature
@@ -34,13 +49,24 @@ def varlen_attention(  # noqa: PLR0913 - transformers' signature
     max_length_q: int = 0,
     max_length_k: int = 0,
     key_places_K: Tensor | None = None,
+    spread: Spread | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention inside each sequence; `cu_seq_lens_q` holds the cumulated lengths, as for FlashAttention.
 
     `key_places_K` says which tokens the keys of all sequences are, where that is not each one's own; then
-    `cu_seq_lens_k` differs from `cu_seq_lens_q`, and a sequence's own tokens are the last ones of its keys.
+    `cu_seq_lens_k` differs from `cu_seq_lens_q`, and a sequence's own tokens are the last ones of its keys. With a
+    `spread` the states are those of our part of the tokens, and the lengths those of the whole (Ulysses: arXiv
+    2309.14509): as each rank attends over whole sequences, packed ones stay apart.
     """
+    if spread is not None:
+        query, key, value = map(spread.to_heads, _even_heads(query_1HTD, key_1HTD, value_1HTD, spread.size))
+        output_1THD, _ = varlen_attention(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, sliding_window=sliding_window,
+            cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k, max_length_q=max_length_q,
+            max_length_k=max_length_k, key_places_K=key_places_K, **others,
+        )  # fmt: skip
+        return spread.to_tokens(output_1THD), None
     for name, what in UNSUPPORTED.items():
         if others.get(name) is not None:
             raise ValueError(f"{type(module).__name__} {what}; set model.attention: eager")
@@ -57,6 +83,13 @@ def varlen_attention(  # noqa: PLR0913 - transformers' signature
     parts = zip(*(torch.split(tensor, sizes, dim=2) for tensor, sizes in tensors), strict=True)
     outputs = [_one(query, key, value, scaling, sliding_window, dropout) for query, key, value in parts]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _even_heads(query: Tensor, key: Tensor, value: Tensor, ranks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The states with as many key heads as it takes to deal them out; fewer are repeated."""
+    heads, key_heads = query.shape[1], key.shape[1]
+    times = next(n for n in range(1, heads + 1) if key_heads * n % ranks == 0 and heads % (key_heads * n) == 0)
+    return query, key.repeat_interleave(times, dim=1), value.repeat_interleave(times, dim=1)
 
 
 def _has_kernel(query: Tensor) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from velocity.batch import IGNORED
+from velocity.models import attention
 
 Rows: TypeAlias = tuple[tuple[int, ...], ...]  # a number for each sequence of each row
+
+Tokens: TypeAlias = tuple[Tensor, Tensor, Tensor]  # ids, positions and labels
 
 CHUNK_BYTES = 1 << 28  # of fp32 logits that exist at once
 
@@ -38,35 +41,69 @@ def head_rules(config: Any) -> HeadRules:
     return HeadRules(scale, getattr(config, "final_logit_softcapping", None))
 
 
+class Spread(attention.Spread, Protocol):
+    """Ranks that share each micro-batch's tokens."""
+
+    def ours(self, values_T: Tensor) -> Tensor:
+        """Our part of the tokens; their number is a multiple of the ranks."""
+
+    def whole(self, values_T: Tensor) -> Tensor:
+        """Of all tokens, from each rank's part. Its gradient is our part's alone: every rank takes the same loss."""
+
+
 class CausalScorer(nn.Module):
     """Wraps a Hugging Face causal model: all rows are laid end to end, so padding is never computed."""
 
-    def __init__(self, model: nn.Module, max_tokens: int) -> None:
+    def __init__(self, model: nn.Module, max_tokens: int, spread: Spread | None = None) -> None:
         """`max_tokens` bounds the tokens of a micro-batch; it fixes the number of chunks of the head.
 
         Under ZeRO 3 each chunk gathers the head, so the number must be the same on every rank whatever its tokens.
+        With a `spread` we compute a part of the tokens, and return the log-probabilities of all.
         """
         super().__init__()
+        self.spread = spread
         self.model: Any = model  # what a Hugging Face model has, no type says
         config: Any = model.config
         text_config = config.get_text_config()
         self.rules = head_rules(text_config)
         self.vocabulary: int = text_config.vocab_size
         chunk_tokens = max(128, CHUNK_BYTES // (4 * self.vocabulary))
-        self.chunks = max(1, math.ceil(max_tokens / chunk_tokens))
+        self.chunks = max(1, math.ceil(max_tokens / (chunk_tokens * (spread.size if spread else 1))))
 
     def forward(
         self, input_ids_BS: Tensor, position_ids_BS: Tensor, labels_BS: Tensor, lengths_B: Rows, shared_B: Rows = ()
     ) -> Tensor:
         """logps_BS in fp32: the log-probability of each label, 0 where there is none. Fields are those of a Batch."""
         real_BS = _real(labels_BS, lengths_B)
-        bounds = _bounds(lengths_B, shared_B, labels_BS.device)
-        hidden_TD = self._hidden(input_ids_BS[real_BS], position_ids_BS[real_BS], bounds)
-        labels_T = labels_BS[real_BS]
+        tokens = (input_ids_BS[real_BS], position_ids_BS[real_BS], labels_BS[real_BS])
+        if self.spread is None:
+            logps_T = self._logps_of(tokens, _bounds(lengths_B, shared_B, labels_BS.device))
+        else:
+            logps_T = self._logps_of_parts(tokens, lengths_B, shared_B, self.spread)
+        logps_BS = torch.zeros(labels_BS.shape, dtype=torch.float32, device=labels_BS.device)
+        return logps_BS.masked_scatter(real_BS, logps_T)
+
+    def _logps_of(self, tokens: Tokens, bounds: dict[str, Any]) -> Tensor:
+        """logps_T of ids, positions and labels that lie end to end."""
+        ids_T, positions_T, labels_T = tokens
+        hidden_TD = self._hidden(ids_T, positions_T, bounds)
         trained_T = labels_T != IGNORED
         logps_N = self._score(hidden_TD[trained_T], labels_T[trained_T])
-        logps_BS = torch.zeros(labels_BS.shape, dtype=torch.float32, device=labels_BS.device)
-        return logps_BS.masked_scatter(labels_BS != IGNORED, logps_N)
+        logps_T = torch.zeros(labels_T.shape, dtype=torch.float32, device=labels_T.device)
+        return logps_T.masked_scatter(trained_T, logps_N)
+
+    def _logps_of_parts(self, tokens: Tokens, lengths_B: Rows, shared_B: Rows, spread: Spread) -> Tensor:
+        """The same, each rank computing its part; a last sequence of padding makes them even."""
+        count = len(tokens[0])
+        padding = -count % spread.size
+        if padding:
+            lengths_B, shared_B = (*lengths_B, (padding,)), (*shared_B, (0,)) if shared_B else ()
+        fills = (0, 0, IGNORED)
+        ids_T, positions_T, labels_T = (
+            spread.ours(F.pad(values_T, (0, padding), value=fill)) for values_T, fill in zip(tokens, fills, strict=True)
+        )
+        bounds = {**_bounds(lengths_B, shared_B, ids_T.device), "spread": spread}
+        return spread.whole(self._logps_of((ids_T, positions_T, labels_T), bounds))[:count]
 
     def _hidden(self, ids_T: Tensor, positions_T: Tensor, bounds: dict[str, Any]) -> Tensor:
         # without a cache: with one, transformers no longer isolates by position ids

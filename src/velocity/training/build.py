@@ -23,6 +23,7 @@ from velocity.distributed.ds_config import deepspeed_config
 from velocity.distributed.frozen_engine import FrozenEngine
 from velocity.distributed.memory import memory_gib
 from velocity.distributed.mesh import Mesh
+from velocity.distributed.ulysses import SequenceRanks
 from velocity.models.adapters import adapter_off, add_adapter, weights_read
 from velocity.models.load import load_model, partitioned
 from velocity.models.probe import check_isolation, check_scores, check_sharing
@@ -57,7 +58,7 @@ def build_engine(job: TrainingJob, model_folder: Path, config: dict[str, Any], m
     if strategy.recompute == "layers":
         settings = {"use_reentrant": False}
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)  # type: ignore[operator]
-    scorer = CausalScorer(model, micro(job) * job.row_tokens)
+    scorer = CausalScorer(model, micro(job) * job.row_tokens, _spread(job, mesh))
     optimizer = build_optimizer(scorer, job.optimizer)
     return Built(scorer, DeepSpeedEngine(scorer, optimizer, config, mesh, job.optimizer.gradient_clipping), adapter)
 
@@ -72,7 +73,7 @@ def build_reference(  # noqa: PLR0913 - all that a reference is made from
 ) -> Reference:
     """Where the objective finds the reference's scores: computed now for what is needed, or asked for at each step."""
     if job.reference == "live":
-        return LiveReference(_live(job, built, Path(environment["model_folder"]), mesh.ranks))
+        return LiveReference(_live(job, built, Path(environment["model_folder"]), mesh))
     if job.reference == "cached":
         facts = {"model": environment["model_content"], "precision": str(job.strategy.precision),
                  "attention": job.model.attention, "bits": str(job.adapter and job.adapter.bits)}  # fmt: skip
@@ -90,14 +91,15 @@ def build_reference(  # noqa: PLR0913 - all that a reference is made from
     return cached_reference
 
 
-def _live(job: TrainingJob, built: Built, model_folder: Path, ranks: Ranks) -> Policy:
+def _live(job: TrainingJob, built: Built, model_folder: Path, mesh: Mesh) -> Policy:
     """The model that training starts from: the same one with its adapter off, or a second, frozen one."""
     if built.adapter is not None:
         return WithoutAdapter(built)
     frozen = job.model_copy(update={"strategy": job.strategy.model_copy(update={"zero": 3})})
-    config = deepspeed_config(frozen, ranks.world_size)
+    config = deepspeed_config(frozen, mesh.ranks.world_size)
     model = load_model(model_folder, job.model, job.strategy.precision, zero3=config)
-    return FrozenEngine(CausalScorer(model, micro(job) * job.row_tokens), config, ranks)
+    scorer = CausalScorer(model, micro(job) * job.row_tokens, _spread(job, mesh))
+    return FrozenEngine(scorer, config, mesh.ranks)
 
 
 class WithoutAdapter:
@@ -115,6 +117,11 @@ class WithoutAdapter:
             logps_BS = self.built.engine(batch)
         self.built.engine.train(training)
         return logps_BS
+
+
+def _spread(job: TrainingJob, mesh: Mesh) -> SequenceRanks | None:
+    """Those who share each row's tokens with us."""
+    return SequenceRanks(mesh) if int(job.strategy.sequence) > 1 else None
 
 
 def micro(job: TrainingJob) -> int:

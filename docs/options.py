@@ -1,4 +1,4 @@
-"""Writes what docs/guides/job-file.md says of each option, from the typed job itself. `python docs/options.py`"""
+"""Writes what the guides say of options and of what goes with what, from the code itself. `python docs/options.py`"""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from typing import Annotated, Any, Literal
 import annotated_types
 from pydantic_core import PydanticUndefined
 
+from velocity.config import combinations
 from velocity.config.base import Config
 from velocity.config.generate import GenerateJob
 from velocity.config.job import Job
 from velocity.config.load import FAMILIES, TASKS
 from velocity.config.training import DECIDED, TrainingJob
 
-PAGE = Path(__file__).parent / "guides" / "job-file.md"
-BLOCK = re.compile(r"(<!-- (options|decided|free) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+PAGES = tuple(Path(__file__).parent / "guides" / name for name in ("job-file.md", "strategies.md"))
+BLOCK = re.compile(r"(<!-- (options|decided|free|clashes|limits) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 # For fields without a description of their own.
 MEANINGS = {
     "seed": "decides the order of the data, dropout, and which tokens are sampled",
@@ -218,11 +219,31 @@ def free() -> str:
     return "\n".join(lists)
 
 
+def clashes() -> str:
+    """Which settings do not go together."""
+    rows = "".join(
+        f"| `{one.one.key}` {one.one.words} | `{one.other.key}` {one.other.words} | {one.why} | {one.use} |\n"
+        for one in combinations.CLASHES
+    )
+    return f"| this | does not go with | because | use |\n|---|---|---|---|\n{rows}"
+
+
+def limits() -> str:
+    """What a setting asks of the machine or the model."""
+    rows = "".join(
+        f"| `{one.setting.key}` {one.setting.words} | {re.sub(r'(, not|, and the model has) {.*?}', '', one.asks)} "
+        f"| {one.use} |\n"
+        for one in combinations.LIMITS
+    )
+    return f"| this | asks for | use |\n|---|---|---|\n{rows}"
+
+
 def page(text: str) -> str:
     """The guide's text with fresh blocks."""
-    blocks = {"options": tables, "decided": decided, "free": free}
+    blocks = {"options": tables, "decided": decided, "free": free, "clashes": clashes, "limits": limits}
     return BLOCK.sub(lambda found: f"{found[1]}{blocks[found[2]]()}{found[3]}", text)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")
+    for path in PAGES:
+        path.write_text(page(path.read_text("utf-8")), "utf-8")

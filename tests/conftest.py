@@ -18,6 +18,14 @@ def pool() -> Iterator[Pool]:
     made.close()
 
 
+@pytest.fixture(scope="session")
+def pool4() -> Iterator[Pool]:
+    """Four ranks: data beside a second axis."""
+    made = Pool(4)
+    yield made
+    made.close()
+
+
 @pytest.fixture(autouse=True)
 def _no_process_stays() -> Iterator[None]:
     """A process that a test leaves behind is that test's failure: the session would wait for it for ever at its end."""

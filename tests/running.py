@@ -82,8 +82,11 @@ def make_job(folder: Path, changes: Mapping[str, Any]) -> TrainingJob:
     data["batch"] = {"rows": 8, "micro": 2}
     data["launch"] = {"processes": 1}
     for key, value in changes.items():
-        section, _, name = key.rpartition(".")
-        (data[section] if section else data)[name] = value
+        *sections, name = key.split(".")
+        section = data
+        for inner in sections:
+            section = section[inner]
+        section[name] = value
     return TrainingJob.model_validate(data)
 
 
@@ -153,22 +156,24 @@ def built_on(job: TrainingJob, ranks: Ranks) -> Built:
     return build_engine(job, Path(job.model.path), deepspeed_config(job, ranks.world_size), mesh)
 
 
-def take_steps(job: TrainingJob, engine: TrainEngine, ranks: Ranks, steps: int = 6) -> Steps:
-    """(loss, gradient norm) of the first steps, by the trainer itself."""
+def take_steps(job: TrainingJob, engine: TrainEngine, ranks: Ranks, steps: int = 6, start: int = 0) -> Steps:
+    """(loss, gradient norm) of so many steps behind the first `start`, by the trainer itself."""
     recorder = Recorder()
-    return _take(parts_of(job, engine, ranks, recorder), recorder, steps)
+    return _take(parts_of(job, engine, ranks, recorder), recorder, steps, start)
 
 
-def _take(parts: Parts, recorder: Recorder, steps: int) -> Steps:
-    trainer = Trainer(parts, Plan(steps, eval_every=10**9, checkpoint_every=10**9), TrainState())
+def _take(parts: Parts, recorder: Recorder, steps: int, start: int = 0) -> Steps:
+    trainer = Trainer(parts, Plan(start + steps, eval_every=10**9, checkpoint_every=10**9), TrainState(start))
     for _ in range(steps):
         trainer.step()
     return [(line["loss"], line["grad_norm"]) for line in recorder.lines]
 
 
 def steps_on(ranks: Ranks, folder: Path, changes: Mapping[str, Any]) -> Steps:
-    """The first steps of the job of a prepared folder, on one of a pool's ranks."""
+    """The first steps of the job of a prepared folder, on one of a pool's ranks; in plain PyTorch without a pool."""
     job = make_job(folder, changes)
+    if not torch.distributed.is_initialized():
+        return take_steps(job, plain_engine(job), ranks)
     engine = deepspeed_engine(job, ranks)
     steps = take_steps(job, engine, ranks)
     engine.engine.destroy()

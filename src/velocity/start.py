@@ -58,7 +58,7 @@ class Family:
 
 
 def _spread(job: TrainingJob) -> str:
-    return f"ZeRO {job.strategy.zero}, {job.strategy.precision}"
+    return job.strategy.describe()
 
 
 def _trackers(job: TrainingJob) -> None:

@@ -35,3 +35,9 @@ def test_every_zero_stage_can_be_said(stage: int):
 def test_what_is_no_strategy_is_refused(values: dict[str, Any]):
     with pytest.raises(ValidationError, match=next(iter(values))):
         StrategyConfig.model_validate(values)
+
+
+def test_a_strategy_is_said_in_a_few_words():
+    offload = {"optimizer": "cpu", "parameters": "none"}
+    values = {"zero": 3, "precision": "bf16", "tensor": 1, "pipeline": 1, "sequence": 2, "offload": offload}
+    assert StrategyConfig.model_validate(values).describe() == "ZeRO 3, bf16, sequence 2, optimizer on cpu"

@@ -38,8 +38,7 @@ ENDINGS = {"csv", "jinja", "json", "jsonl", "md", "py", "safetensors", "tsv", "t
 PLACEHOLDERS = {"key.path=value", "[KEY=VALUE...]"}
 ONE_OF_SEVERAL = ("batch", "duration")  # sections whose keys exclude each other: a part replaces the section
 # How the names of options begin that generate jobs alone have.
-GENERATES = ("generation", "data.prompts", "data.max_prompt_tokens", "data.on_long_prompt", "strategy.tensor",
-             "strategy.offload")  # fmt: skip
+GENERATES = ("generation", "data.prompts", "data.max_prompt_tokens", "data.on_long_prompt")
 
 
 @cache
@@ -145,7 +144,9 @@ def test_kinds_that_mean_different_things_by_one_name_have_a_table_each_and_othe
     assert "preference.sft_weight `0.0`" in headings["#### preference, `kind: dpo`"]
     assert "preference.sft_weight `1.0`" in headings["#### preference, `kind: cpo`"]
     assert headings["### preference"] == ["preference.kind `dpo`"]
-    assert [heading for heading in headings if "optimizer" in heading] == ["### optimizer"]
+    kinds = ("adamw", "sgd", "muon", "adafactor", "adamw_8bit", "lion")  # their decays differ
+    tables = ["### optimizer", *(f"#### optimizer, `kind: {kind}`" for kind in kinds)]
+    assert [heading for heading in headings if "optimizer" in heading] == tables
 
 
 def test_every_option_of_a_generate_job_stands_in_its_own_tables_or_is_named_above_one_of_them():
@@ -172,8 +173,7 @@ def test_every_yaml_block_is_a_job_or_a_part_of_one(page: str, tmp_path: Path):
 
 
 def test_a_part_is_completed_to_a_job_that_has_its_sections(tmp_path: Path):
-    offload = {"strategy": {"offload": {"parameters": "cpu"}}}
-    parts: list[dict[str, Any]] = [{"generation": {"beams": 2}}, {"data": {"prompts": "a"}}, offload]
+    parts: list[dict[str, Any]] = [{"generation": {"beams": 2}}, {"data": {"prompts": "a"}}]
     for part in parts:
         assert isinstance(load_job(write(completed(part, tmp_path), tmp_path)).job, GenerateJob)
     assert isinstance(load_job(write(completed({"strategy": {"zero": 3}}, tmp_path), tmp_path)).job, TrainingJob)

@@ -139,3 +139,23 @@ def test_answers_that_share_a_prompt_and_lie_on_two_ranks_give_the_same(pool: Po
     for zero in (1, 3):
         spread = {**changes, **SPREAD, "strategy.zero": zero, "batch.micro": 2}
         assert_same(pool(steps_of_pairs, pairs, spread)[0], expected)
+
+
+def _resumed(ranks: Ranks, folder: Path, checkpoint: Path) -> Steps:
+    """Three steps without a spread, saved; three more, loaded, with one."""
+    steps: Steps = []
+    for spread in (1, 2):
+        job = make_job(folder, {"strategy.zero": 2, "strategy.sequence": spread})
+        engine = built_on(job, ranks).engine
+        if spread == 2:
+            engine.load(checkpoint)
+        steps += take_steps(job, engine, ranks, steps=3, start=len(steps))
+        engine.save(checkpoint)
+        engine.engine.destroy()
+    return steps
+
+
+def test_a_run_goes_on_spread_over_ranks_that_shared_data_before(
+    pool: Pool, folder: Path, reference: Steps, tmp_path: Path
+) -> None:
+    assert_same(pool(_resumed, folder, tmp_path / "checkpoint")[0], reference)

@@ -78,6 +78,22 @@ class StrategyConfig(Config):
     )
     zero_plus_plus: ZeroPlusPlusConfig = ZeroPlusPlusConfig()
 
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The degrees above 1, in words."""
+        degrees = {"tensor": self.tensor, "pipeline": self.pipeline, "sequence": self.sequence}
+        return tuple(f"{name} {degree}" for name, degree in degrees.items() if degree not in (1, "auto"))
+
+    @property
+    def away(self) -> tuple[str, ...]:
+        """What waits elsewhere than on the device, in words."""
+        places = {"optimizer": self.offload.optimizer, "parameters": self.offload.parameters}
+        return tuple(f"{name} on {place}" for name, place in places.items() if place not in ("none", "auto"))
+
+    def describe(self) -> str:
+        """The strategy in a few words, for messages and tables."""
+        return ", ".join((f"ZeRO {self.zero}", str(self.precision), *self.axes, *self.away))
+
 
 class InferenceStrategyConfig(Config):
     """How the model of a generate job is spread over the processes, and in which precision it computes."""

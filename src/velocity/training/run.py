@@ -94,7 +94,9 @@ def layout(strategy: StrategyConfig, processes: int) -> str:
     """What DeepSpeed's checkpoints depend on. Tried: stages 1 and 2 share a format, stage 0 is whole on each rank."""
     stage = {0: "0", 1: "1 or 2", 2: "1 or 2", 3: "3"}[int(strategy.zero)]
     ranks = "" if strategy.zero == 0 else f" on {processes} process(es)"
-    return f"ZeRO {stage}, {strategy.precision}{ranks}"
+    axes = (axis for axis in strategy.axes if not axis.startswith("sequence"))  # to ZeRO those are data-parallel
+    away = (one for one in strategy.away if one.startswith("optimizer"))
+    return ", ".join((f"ZeRO {stage}", str(strategy.precision), *axes, *away)) + ranks
 
 
 def main(folder: str) -> int:

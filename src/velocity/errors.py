@@ -46,6 +46,10 @@ class JobError(VelocityError):
     """The job was started and failed. Exit status 1."""
 
 
+class MemoryFull(JobError):
+    """A device or the host had no memory left; a thriftier strategy may do. Exit status 1."""
+
+
 class InterruptedRun(VelocityError):
     """The run was stopped and can be resumed. Exit status 75 (EX_TEMPFAIL of sysexits.h)."""
 

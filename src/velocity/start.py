@@ -13,7 +13,7 @@ from velocity.config.job import Job, LoadedJob, placed
 from velocity.config.load import TASKS
 from velocity.config.training import TrainingJob
 from velocity.distributed import failure
-from velocity.errors import InterruptedRun, JobError
+from velocity.errors import InterruptedRun, JobError, MemoryFull
 from velocity.inference import setup as inference
 from velocity.launch import local
 from velocity.models.locate import locate
@@ -160,6 +160,7 @@ def conclude(folder: RunFolder, exit_status: int) -> None:
         raise JobError(
             f"the job ended with status {exit_status}, and no rank could say why", str(folder.path), "was memory short?"
         )
-    error = JobError(cause["what"], "" if "where:" in cause["what"] else f"{folder.failures}")
+    kind = MemoryFull if cause["kind"] == MemoryFull.__name__ else JobError
+    error = kind(cause["what"], "" if "where:" in cause["what"] else f"{folder.failures}")
     error.exit_status, error.trace = cause["exit_status"], cause["trace"]
     raise error

@@ -29,9 +29,9 @@ from tests.generating import (
     tokens_of,
 )
 from velocity.distributed.comm import Ranks
+from velocity.distributed.memory import is_out_of_memory
 from velocity.inference.engine import Step
 from velocity.inference.hf_engine import TransformersEngine
-from velocity.inference.rolling import is_out_of_memory
 
 NEW = 10
 BAD = 61  # a token that no other prompt or completion has

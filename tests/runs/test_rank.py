@@ -123,14 +123,22 @@ def test_of_ranks_that_stopped_the_first_says_so_and_none_has_failed(work_as: Wo
     assert failure.cause(run.failures) is None
 
 
-def test_where_a_gpus_memory_is_full_the_settings_of_this_kind_of_job_are_named(work_as: WorkAs):
-    status, run = work_as(raising(torch.OutOfMemoryError("CUDA out of memory")), 1)
+@pytest.mark.parametrize(
+    ("error", "whose"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "GPU's"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), "host's"),
+        (MemoryError(), "host's"),
+    ],
+)
+def test_where_memory_is_full_the_settings_of_this_kind_of_job_are_named(work_as: WorkAs, error: Any, whose: str):
+    status, run = work_as(raising(error), 1)
     cause = failure.cause(run.failures)
     assert status == 1 and cause is not None
     assert cause["what"].splitlines() == [
-        "the GPU's memory is full", f"  where: rank 1 on {failure.host()}", "  fix:   batch.micro: 1",
+        f"the {whose} memory is full", f"  where: rank 1 on {failure.host()}", "  fix:   batch.micro: 1",
     ]  # fmt: skip
-    assert cause["trace"] == ""
+    assert (cause["trace"], cause["kind"]) == ("", "MemoryFull")
 
 
 def test_a_defect_is_said_with_its_kind_and_its_place(work_as: WorkAs):

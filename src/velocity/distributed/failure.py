@@ -19,9 +19,11 @@ def host() -> str:
     return socket.gethostname()
 
 
-def record(folder: Path, rank: int, what: str, *, exit_status: int = 1, trace: str = "", killed: bool = False) -> None:
+def record(  # noqa: PLR0913 - what is said of a failure
+    folder: Path, rank: int, what: str, *, exit_status: int = 1, trace: str = "", killed: bool = False, kind: str = ""
+) -> None:
     """The rank's failure lies in the folder; `killed` where it could not say itself what happened."""
-    facts = {"time": time.time(), "rank": rank, "host": host(), "killed": killed, "what": what}
+    facts = {"time": time.time(), "rank": rank, "host": host(), "killed": killed, "kind": kind, "what": what}
     text = json.dumps({**facts, "exit_status": exit_status, "trace": trace}, indent=1)
     write_atomically(folder / f"rank-{rank:04}.json", text)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from velocity.config.generate import GenerationConfig
+from velocity.distributed.memory import is_out_of_memory
 from velocity.inference.cache import RollingCache, own_mask, plain_cache, rolls, select_rows
 from velocity.inference.engine import Engine, Step
 from velocity.inference.request import Completion, Finish, Queue, Request, Watch, uniform
@@ -277,12 +278,6 @@ class RollingBatch:
 
     def _tensor(self, values: Sequence[Any], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=self.engine.device)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for what a GPU's allocator, the processor's, or Python raises where memory runs out."""
-    allocator = "can't allocate memory" in str(error) or "not enough memory" in str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or allocator
 
 
 def _widened(real_BK: Tensor, head: int, length: int) -> Tensor:

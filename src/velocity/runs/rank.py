@@ -12,7 +12,8 @@ import torch
 
 from velocity.distributed import comm, failure
 from velocity.distributed.comm import Ranks
-from velocity.errors import InterruptedRun, JobError, VelocityError, from_system
+from velocity.distributed.memory import is_out_of_memory
+from velocity.errors import InterruptedRun, JobError, MemoryFull, VelocityError, from_system
 from velocity.models.quiet import quieten
 from velocity.process import die_with_parent
 from velocity.runs.folder import RunFolder
@@ -29,7 +30,7 @@ def _stop_flag() -> Callable[[], bool]:
 def as_rank(folder: str, work: Callable[[RunFolder, Ranks, Callable[[], bool]], None], memory_fix: str) -> int:
     """Do the `work`, and say how it went: the exit status, and for a failure its cause in the run folder.
 
-    `memory_fix` is what to set where a GPU's memory is full.
+    `memory_fix` is what to set where memory is full.
     """
     die_with_parent()
     quieten()
@@ -45,11 +46,12 @@ def as_rank(folder: str, work: Callable[[RunFolder, Ranks, Callable[[], bool]], 
         return stopped.exit_status
     except VelocityError as error:
         return _failed(run, ranks, error, "")
-    except torch.OutOfMemoryError:
-        return _failed(run, ranks, JobError("the GPU's memory is full", _place(ranks), memory_fix), "")
     except OSError as error:
         return _failed(run, ranks, from_system(error, _place(ranks)), traceback.format_exc())
     except Exception as error:
+        if is_out_of_memory(error):
+            whose = "GPU's" if isinstance(error, torch.OutOfMemoryError) else "host's"
+            return _failed(run, ranks, MemoryFull(f"the {whose} memory is full", _place(ranks), memory_fix), "")
         what = f"{type(error).__name__}: {error}"
         shown = JobError(what, _place(ranks), "--debug shows the traceback")
         return _failed(run, ranks, shown, traceback.format_exc())
@@ -63,7 +65,8 @@ def _place(ranks: Ranks) -> str:
 def _failed(run: RunFolder, ranks: Ranks, error: VelocityError, trace: str) -> int:
     """The failure lies in the run folder, or on standard error where the folder cannot be written; the exit status."""
     try:
-        failure.record(run.failures, ranks.rank, str(error), exit_status=error.exit_status, trace=trace)
+        kind = type(error).__name__
+        failure.record(run.failures, ranks.rank, str(error), exit_status=error.exit_status, trace=trace, kind=kind)
     except OSError:
         print(f"error: {error}", file=sys.stderr, flush=True)
     return error.exit_status

@@ -141,6 +141,20 @@ def test_answers_that_share_a_prompt_and_lie_on_two_ranks_give_the_same(pool: Po
         assert_same(pool(steps_of_pairs, pairs, spread)[0], expected)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"adapter": {"kind": "lora"}}, {"preference": {**KINDS["dpo"], "reference": "live"}}],
+    ids=["adapter", "live reference"],
+)
+@pytest.mark.parametrize("zero", [2, 3])
+def test_an_adapter_or_a_live_reference_is_spread_like_the_model(
+    pool: Pool, pairs: Path, changes: dict[str, Any], zero: int
+) -> None:
+    changes = {**BASE, "preference": KINDS["dpo"], "batch.micro": 2, "strategy.zero": zero, **changes}
+    expected = pool(steps_of_pairs, pairs, changes)[0]
+    assert_same(pool(steps_of_pairs, pairs, {**changes, **SPREAD})[0], expected)
+
+
 def _resumed(ranks: Ranks, folder: Path, checkpoint: Path) -> Steps:
     """Three steps without a spread, saved; three more, loaded, with one."""
     steps: Steps = []

@@ -57,7 +57,7 @@ def velocity(job_file: Path, *, engine: str) -> Completed:
     from velocity.start import resolve
 
     quieten()
-    loaded, folder, _ = resolve(load_job(job_file, [f"generation.engine={engine}"]))
+    loaded, folder = resolve(load_job(job_file, [f"generation.engine={engine}"]))
     job, prompts = loaded.job, prepare_inputs(loaded.job, folder, lambda text: None).prompts
     ranks = comm.from_environment()
     if engine != "transformers":

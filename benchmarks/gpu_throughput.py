@@ -76,7 +76,7 @@ def chats(count: int) -> Iterator[dict[str, Any]]:
 def measure(shape: str, row_count: int, rounds: int, names: Sequence[str]) -> tuple[dict[str, Result], float, float]:
     """All contenders on one shape; the model's parameters, and the bytes that the plan foresees for Velocity."""
     from velocity.config.load import load_job
-    from velocity.planner.plan import state_bytes
+    from velocity.planner.memory import state_bytes
     from velocity.planner.size import model_size
 
     with tempfile.TemporaryDirectory() as folder:

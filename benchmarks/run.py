@@ -23,6 +23,7 @@ SCRIPTS: Mapping[str, Sequence[str]] = {
     "pair_throughput": ("model", "pairs"),
     "generate_throughput": ("model", "chats"),
     "stream_memory": (),
+    "plan_accuracy": (),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import socket
 import traceback
 from collections.abc import Callable
@@ -20,6 +21,7 @@ def _serve(rank: int, size: int, port: int, inbox: Any, outbox: Any) -> None:
     import torch
 
     from velocity.distributed import comm
+    from velocity.distributed.tensor import forget
     from velocity.process import die_with_parent
 
     die_with_parent()
@@ -32,6 +34,7 @@ def _serve(rank: int, size: int, port: int, inbox: Any, outbox: Any) -> None:
             outbox.put((rank, function(ranks, *arguments), None))
         except BaseException as error:  # the test shows it
             outbox.put((rank, None, f"rank {rank}: {error!r}\n{traceback.format_exc()}"))
+        forget()  # DeepSpeed has one memory of groups for all engines of a process
     comm.stop()
 
 
@@ -55,10 +58,22 @@ class Pool:
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         for inbox in self.inboxes:
             inbox.put((function, arguments))
-        answers = sorted((self.outbox.get(timeout=240) for _ in self.inboxes), key=lambda answer: answer[0])
+        answers = sorted(self._answers(), key=lambda answer: answer[0])
         failures = [failure for _, _, failure in answers if failure]
         assert not failures, "\n".join(failures)
         return [result for _, result, _ in answers]
+
+    def _answers(self) -> list[tuple[int, Any, str | None]]:
+        """Each rank's; where one failed, of those that answer soon: the others may wait for it in a collective."""
+        answers: list[tuple[int, Any, str | None]] = []
+        while len(answers) < len(self.inboxes):
+            failed = any(failure for *_, failure in answers)
+            try:
+                answers.append(self.outbox.get(timeout=20 if failed else 240))
+            except queue.Empty:
+                assert answers, "no rank has answered"
+                break
+        return answers
 
     def close(self) -> None:
         for inbox in self.inboxes:

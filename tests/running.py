@@ -146,8 +146,10 @@ def plain_engine(job: TrainingJob) -> TorchEngine:
 
 
 def deepspeed_engine(job: TrainingJob, ranks: Ranks) -> DeepSpeedEngine:
-    """The engine that `velocity run` builds for a job."""
-    return built_on(job, ranks).engine
+    """The engine that `velocity run` builds for a job without a pipeline."""
+    engine = built_on(job, ranks).engine
+    assert isinstance(engine, DeepSpeedEngine)
+    return engine
 
 
 def built_on(job: TrainingJob, ranks: Ranks) -> Built:
@@ -174,7 +176,7 @@ def steps_on(ranks: Ranks, folder: Path, changes: Mapping[str, Any]) -> Steps:
     job = make_job(folder, changes)
     if not torch.distributed.is_initialized():
         return take_steps(job, plain_engine(job), ranks)
-    engine = deepspeed_engine(job, ranks)
+    engine = built_on(job, ranks).engine
     steps = take_steps(job, engine, ranks)
     engine.engine.destroy()
     return steps

@@ -41,7 +41,7 @@ def run(
     from velocity import start
 
     if dry_run:
-        for resolved, _, _ in map(start.resolve_ahead, start.with_earlier(loaded_jobs)):
+        for resolved, _ in map(start.resolve_ahead, start.with_earlier(loaded_jobs)):
             _print_dry(resolved)
         return
     try:
@@ -62,7 +62,7 @@ def check(jobs: Jobs, processes: Processes = None, as_json: AsJson = False) -> N
     from velocity.inference import check as of_prompts
     from velocity.training import check as of_data
 
-    for resolved, model_folder, _ in map(start.resolve_ahead, start.with_earlier(loaded_jobs)):
+    for resolved, model_folder in map(start.resolve_ahead, start.with_earlier(loaded_jobs)):
         of: Any = of_prompts if resolved.job.task == "generate" else of_data
         with placed(resolved.origins):
             found = of.check_job(resolved, model_folder, progress_line())
@@ -70,6 +70,34 @@ def check(jobs: Jobs, processes: Processes = None, as_json: AsJson = False) -> N
             print(json.dumps(found.describe()))
         else:
             of.print_check(found)
+
+
+@app.command()
+def plan(  # noqa: PLR0913, PLR0917 - its options
+    jobs: Annotated[list[str] | None, typer.Argument(metavar="[JOB.yaml...]", help="job files, then overrides")] = None,
+    processes: Processes = None,
+    gpus: Annotated[str | None, typer.Option("--gpus", help="for these GPUs: 8xH100-80, or 2x8xH200-141")] = None,
+    instance: Annotated[str | None, typer.Option("--instance", help="for this SageMaker type")] = None,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="machines of that kind")] = 1,
+    price: Annotated[float | None, typer.Option("--price", min=0, help="dollars an hour, a machine")] = None,
+    calibrate: Annotated[Path | None, typer.Option("--calibrate", metavar="RUN", help="learn from this run")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict memory, speed and time of a job, strategy by strategy; start nothing."""
+    from velocity.launch import local
+    from velocity.planner import command, learn
+    from velocity.planner.hardware import detect
+
+    if calibrate is not None:
+        learned = learn.learn_from(calibrate)
+        print(json.dumps(learned)) if as_json else learn.print_learned(learned)
+    if calibrate is not None and not jobs:
+        return
+    for loaded in _load(jobs or [], processes):
+        cluster = command.cluster_of(detect(local.visible_gpus()), gpus, instance, nodes)
+        described = command.answer(loaded, cluster, price, as_json=as_json)
+        if described is not None:
+            print(json.dumps(described))
 
 
 @app.command()

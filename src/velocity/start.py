@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,22 +15,26 @@ from velocity.config.load import TASKS
 from velocity.config.training import TrainingJob
 from velocity.distributed import failure
 from velocity.errors import InterruptedRun, JobError, MemoryFull
+from velocity.files import write_atomically
 from velocity.inference import setup as inference
 from velocity.launch import local
 from velocity.models.locate import locate
+from velocity.planner import generation, table
 from velocity.planner import inference as inference_plan
 from velocity.planner import plan as training_plan
 from velocity.planner.hardware import Hardware, detect
+from velocity.planner.machines import Cluster
 from velocity.runs.chain import model_ahead
 from velocity.runs.claim import Manifest, check_startable, claim, is_complete
 from velocity.runs.folder import RunFolder
+from velocity.runs.prediction import PROBE_STEPS
 from velocity.terminal import progress_line, say
 from velocity.training import setup as training
 from velocity.training.callbacks.build import check_installed
 from velocity.training.export import merge_ahead
 
 AnyLoaded: TypeAlias = LoadedJob[Any]
-Resolved: TypeAlias = tuple[AnyLoaded, Path, dict[str, Any]]  # the job, its model's folder, this machine
+Resolved: TypeAlias = tuple[AnyLoaded, Path]  # the job and its model's folder
 
 
 class Inputs(Protocol):
@@ -53,6 +58,8 @@ class Family:
     plan: Callable[[Any, Hardware, Path], AnyLoaded]
     prepare: Callable[[Any, Path, Callable[[str], None]], Inputs]
     summary: Callable[[Any], str]
+    explain: Callable[[Any, Hardware, Path], dict[str, Any]]  # what plan.json says of it
+    thriftier: Callable[[Any, Hardware, Path], AnyLoaded | None] = lambda *given: None  # the plan after that one
     thrifty: Callable[[Any], bool] = lambda job: False  # trades speed for memory
     check_installed: Callable[[Any], None] = lambda job: None  # UserError where a package is missing
 
@@ -61,8 +68,9 @@ def _spread(job: TrainingJob) -> str:
     return job.strategy.describe()
 
 
-def _trackers(job: TrainingJob) -> None:
+def _packages(job: TrainingJob) -> None:
     check_installed(job.tracking)
+    training.check_installed(job.optimizer)
 
 
 def _engine(job: GenerateJob) -> str:
@@ -73,17 +81,34 @@ def _streams(job: GenerateJob) -> bool:
     return job.strategy.offload.parameters != "none"
 
 
+def _training_explained(loaded: LoadedJob[TrainingJob], hardware: Hardware, folder: Path) -> dict[str, Any]:
+    return table.describe(training_plan.plan_job(loaded, Cluster(hardware), folder))
+
+
+def _inference_explained(loaded: LoadedJob[GenerateJob], hardware: Hardware, folder: Path) -> dict[str, Any]:
+    return generation.describe(generation.plans(loaded, Cluster(hardware), folder), Cluster(hardware))
+
+
 FAMILIES: Mapping[type[Job], Family] = {
     TrainingJob: Family(
-        "velocity.training.run", training_plan.resolve, training.prepare_inputs, _spread, check_installed=_trackers
+        "velocity.training.run", training_plan.resolve, training.prepare_inputs, _spread, _training_explained,
+        thriftier=training_plan.thriftier, check_installed=_packages,
     ),
-    GenerateJob: Family("velocity.inference.run", inference_plan.resolve, inference.prepare_inputs, _engine, _streams),
-}
+    GenerateJob: Family(
+        "velocity.inference.run", inference_plan.resolve, inference.prepare_inputs, _engine, _inference_explained,
+        thrifty=_streams,
+    ),
+}  # fmt: skip
 
 
 def family_of(job: Job) -> Family:
     """What belongs to the job's class."""
     return FAMILIES[TASKS[job.task]]
+
+
+def _machine() -> Hardware:
+    """This machine, with the GPUs that are left to us."""
+    return detect(local.visible_gpus())
 
 
 def with_earlier(loaded_jobs: Sequence[AnyLoaded]) -> Iterator[tuple[AnyLoaded, list[Job]]]:
@@ -101,13 +126,12 @@ def resolve_ahead(of: tuple[AnyLoaded, list[Job]]) -> Resolved:
 
 
 def resolve(loaded: AnyLoaded, model_folder: Path | None = None) -> Resolved:
-    """The job without any `auto`, its model's folder, and this machine."""
-    hardware = detect(local.visible_gpus())
+    """The job without any `auto`, and its model's folder."""
     with placed(loaded.origins):
         if model_folder is None:
             merge_ahead(loaded.job.model.path)
         folder = model_folder or locate(loaded.job.model)
-        return family_of(loaded.job).plan(loaded, hardware, folder), folder, hardware.describe()
+        return family_of(loaded.job).plan(loaded, _machine(), folder), folder
 
 
 def check_ahead(loaded_jobs: Sequence[AnyLoaded], *, fresh: bool) -> None:
@@ -116,14 +140,14 @@ def check_ahead(loaded_jobs: Sequence[AnyLoaded], *, fresh: bool) -> None:
         with placed(loaded.origins):
             family_of(loaded.job).check_installed(loaded.job)
             check_startable(loaded, fresh=fresh)
-    for resolved, model_folder, _ in map(resolve_ahead, with_earlier(loaded_jobs)):
+    for resolved, model_folder in map(resolve_ahead, with_earlier(loaded_jobs)):
         with placed(resolved.origins):
             family_of(resolved.job).prepare(resolved.job, model_folder, progress_line())
 
 
 def run_one(loaded: AnyLoaded, *, fresh: bool) -> None:
     """The job is done: a rank a process did it. Nothing happens where it was done before."""
-    resolved, model_folder, hardware = resolve(loaded)
+    resolved, model_folder = resolve(loaded)
     job, family = resolved.job, family_of(resolved.job)
     with RunFolder(job.output).owned():
         with placed(resolved.origins):
@@ -133,11 +157,32 @@ def run_one(loaded: AnyLoaded, *, fresh: bool) -> None:
         if is_complete(resolved, inputs.hash) and not fresh:
             say(f"{job.output} is complete: the same job with the same inputs; nothing to do")
             return
-        folder = claim(resolved, inputs.manifest(job), hardware, fresh=fresh)
-        count = int(job.launch.processes)
-        say(f"{loaded.path}: {job.task} on {count} process(es), {family.summary(job)} → {folder.path}")
-        added = local.environment(count, hardware["cores"], gpus=bool(hardware["gpus"]), thrifty=family.thrifty(job))
-        conclude(folder, local.run(local.render(family.module, folder.path, folder.failures, count), added))
+        try:
+            _attempt(resolved, loaded, inputs, model_folder, fresh=fresh)
+        except MemoryFull as error:
+            thriftier = _thriftier(loaded, model_folder)
+            if thriftier is None:
+                raise
+            say(f"{str(error).splitlines()[0]}; once more, with a thriftier plan")
+            _attempt(thriftier, thriftier, inputs, model_folder, fresh=False)
+
+
+def _attempt(resolved: AnyLoaded, asked: AnyLoaded, inputs: Inputs, model_folder: Path, *, fresh: bool) -> None:
+    """The job is done as resolved; the run folder says what of what was asked made the planner choose so."""
+    job, family, hardware = resolved.job, family_of(resolved.job), _machine()
+    folder = claim(resolved, inputs.manifest(job), hardware.describe(), fresh=fresh)
+    write_atomically(folder.plan, json.dumps(family.explain(asked, hardware, model_folder), indent=1) + "\n")
+    count = int(job.launch.processes)
+    say(f"{resolved.path}: {job.task} on {count} process(es), {family.summary(job)} → {folder.path}")
+    added = local.environment(count, hardware.cores, gpus=bool(hardware.gpus), thrifty=family.thrifty(job))
+    conclude(folder, local.run(local.render(family.module, folder.path, folder.failures, count), added))
+
+
+def _thriftier(loaded: AnyLoaded, model_folder: Path) -> AnyLoaded | None:
+    """The plan to try once where memory ran out in the first steps; None where it ran out later, or nothing is left."""
+    if sum("loss" in line for line in RunFolder(loaded.job.output).lines()) >= PROBE_STEPS:
+        return None
+    return family_of(loaded.job).thriftier(loaded, _machine(), model_folder)
 
 
 def conclude(folder: RunFolder, exit_status: int) -> None:

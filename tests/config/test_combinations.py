@@ -30,7 +30,7 @@ def _object(value: Any) -> Any:
 def example(setting: Setting) -> Any:
     """A value for which it holds."""
     candidates = ["cpu", "nvme", "bf16", "fp16", "none", "layers", "deepcompile", "sdpa", "kto", "live", "superoffload",
-                  "zenflow", "adafactor", "muon", "fp32", 0, 0.5, 1, 2, 3, True]  # fmt: skip
+                  "adafactor", "muon", "adamw_8bit", "fp32", 0, 0.5, 1, 2, 3, True]  # fmt: skip
     for value in candidates:
         try:
             if setting.holds(value):

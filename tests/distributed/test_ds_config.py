@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tests.distributed.golden_jobs import CHANGES, FOLDER, RANKS, golden_job, rendered
 from tests.making import generate_data
 from tests.running import make_job
 from velocity.config.generate import GenerateJob
-from velocity.distributed.ds_config import Shapes, deepspeed_config, inference_config, streamed
+from velocity.config.load import option_names
+from velocity.distributed.ds_config import RAW, Shapes, deepspeed_config, fitted, inference_config, origins, streamed
 
 
 def config(tmp_path: Path, changes: dict[str, Any], world_size: int = 1) -> dict[str, Any]:
@@ -139,3 +141,72 @@ def test_a_swap_buffer_holds_a_ranks_share_of_the_largest_parameter(tmp_path: Pa
     config = inference_config(generating(tmp_path, offload={"parameters": "nvme", "path": "/nvme"}), ranks)
     zero = streamed(config, Shapes(1001, 300, together=2), ranks, gpu=False)["zero_optimization"]
     assert (zero["offload_param"]["buffer_size"], zero["offload_param"]["buffer_count"]) == (share, 4)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_each_strategys_configuration_is_the_one_that_was_kept(name: str):
+    kept = (FOLDER / f"{name}.json").read_text("utf-8")
+    assert rendered(name) == kept, "if meant: python -m tests.distributed.golden_jobs"
+
+
+def test_no_configuration_is_kept_that_no_job_makes():
+    assert {path.stem for path in FOLDER.glob("*.json")} == set(CHANGES)
+
+
+def leaves(value: Any, before: str = "") -> set[str]:
+    if not isinstance(value, dict) or not value:
+        return {before.rstrip(".")}
+    return set().union(*(leaves(inner, f"{before}{key}.") for key, inner in value.items()))
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_value_has_an_origin_and_that_is_a_key_of_a_job_or_says_why(name: str):
+    told = origins(golden_job(name), RANKS)
+    assert set(told) == leaves(deepspeed_config(golden_job(name), RANKS))
+    keys = {why for why in told.values() if not why.startswith("Velocity: ") and why != RAW}
+    assert keys <= set(option_names())
+
+
+def test_what_the_job_file_says_of_deepspeed_is_its_own_origin():
+    told = origins(golden_job("raw"), RANKS)
+    assert told["zero_optimization.overlap_comm"] == told["steps_per_print"] == RAW
+    assert told["zero_optimization.stage"] == "strategy.zero"
+
+
+def offloading(tmp_path: Path, **offload: Any) -> dict[str, Any]:
+    return config(tmp_path, {"strategy.zero": 3, "strategy.offload": offload})
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_what_a_training_job_offloads_is_pinned_on_a_gpu_alone(tmp_path: Path, gpu: bool):
+    made = offloading(tmp_path, optimizer="cpu", parameters="cpu")
+    zero = fitted(made, Shapes(1000, 300, together=1), 2, gpu=gpu)["zero_optimization"]
+    assert zero["offload_optimizer"]["pin_memory"] is zero["offload_param"]["pin_memory"] is gpu
+    assert "sub_group_size" not in zero, "memory has room for the state at once"
+    assert "pin_memory" not in made["zero_optimization"]["offload_param"], "the first configuration is as it was"
+
+
+def test_an_optimizer_steps_through_a_disks_state_a_layer_at_a_time(tmp_path: Path):
+    made = offloading(tmp_path, optimizer="nvme", parameters="nvme", path="/nvme")
+    zero = fitted(made, Shapes(1001, 3000, together=2), 2, gpu=False)["zero_optimization"]
+    assert zero["sub_group_size"] == 1500
+    assert (zero["offload_param"]["buffer_size"], zero["offload_param"]["max_in_cpu"]) == (501, 0)
+
+
+def test_an_offloaded_optimizer_alone_leaves_weights_as_deepspeed_gathers_them(tmp_path: Path):
+    made = offloading(tmp_path, optimizer="cpu", parameters="none")
+    zero = fitted(made, Shapes(1000, 300, together=1), 2, gpu=True)["zero_optimization"]
+    assert not {"offload_param", "stage3_max_live_parameters", "stage3_prefetch_bucket_size"} & set(zero)
+
+
+def test_a_size_that_the_job_file_gives_stays(tmp_path: Path):
+    raw = {"zero_optimization": {"sub_group_size": 7, "offload_optimizer": {"pin_memory": False}}}
+    offload = {"optimizer": "nvme", "parameters": "none", "path": "/nvme"}
+    made = config(tmp_path, {"strategy.zero": 3, "strategy.offload": offload, "deepspeed": raw})
+    zero = fitted(made, Shapes(1000, 300, together=1), 2, gpu=True)["zero_optimization"]
+    assert (zero["sub_group_size"], zero["offload_optimizer"]["pin_memory"]) == (7, False)
+
+
+def test_deepcompile_is_told_which_backward_is_the_last(tmp_path: Path):
+    made = config(tmp_path, {"strategy.zero": 3, "strategy.compile": "deepcompile"})
+    assert (made["compile"], made["managed_gradient_accumulation"]) == ({"deepcompile": True}, True)

@@ -26,7 +26,8 @@ from velocity.config.training import TrainingJob
 from velocity.errors import UserError
 from velocity.planner.device import Precision
 from velocity.planner.hardware import Hardware
-from velocity.planner.plan import Zero, resolve, state_bytes
+from velocity.planner.memory import state_bytes
+from velocity.planner.plan import Zero, resolve
 from velocity.planner.size import ModelSize
 
 WITH_JOBS = [page for page in pages() if job_blocks(page)]
@@ -240,7 +241,7 @@ def test_a_message_that_velocity_does_not_say_is_found():
 
 def state(parameters: int, precision: Precision, zero: Zero, processes: int) -> float:
     """What the planner counts for a job that trains all parameters."""
-    job = TrainingJob.model_validate(job_data(Path("folder")))
+    job = TrainingJob.model_validate({**job_data(Path("folder")), "optimizer": {"learning_rate": 1e-4}})
     return state_bytes(job, ModelSize(parameters, 1, 1), precision, zero, processes)
 
 

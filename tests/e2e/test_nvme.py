@@ -1,15 +1,17 @@
-"""ZeRO-Inference from a disk: the weights really lie there while the job runs, and its completions are the same."""
+"""Weights and states on a disk: they really lie there while the job runs, and its results are the same."""
 
 from __future__ import annotations
 
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.commands import start, velocity
-from tests.making import tiny_model_folder, write_jsonl
+from tests.commands import losses, start, velocity
+from tests.making import tiny_model_folder, write_job, write_jsonl
+from tests.running import prepare_folder
 
 HIDDEN = 1024  # a square matrix of it has 4 MiB in fp32: DeepSpeed swaps what has 1 MiB and more
 
@@ -59,3 +61,41 @@ def test_weights_lie_on_the_disk_are_read_from_there_and_give_the_same_completio
     whole, other = ((tmp_path / name / "completions.jsonl").read_text("utf-8") for name in ("whole", "streamed"))
     assert whole == other
     assert len(whole.splitlines()) == 20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not libaio(), reason="needs libaio, e.g. Debian's libaio-dev")
+@pytest.mark.parametrize(
+    "offload", [{"optimizer": "nvme", "parameters": "none"}, {"optimizer": "nvme", "parameters": "nvme"}]
+)
+def test_training_state_lies_on_the_disk_and_gives_the_same_losses(tmp_path: Path, offload: dict[str, str]):
+    """The optimizer's state on the disk, without and with the weights; two ranks, ZeRO 3, stopped by nothing."""
+    prepare_folder(tmp_path, hidden=HIDDEN, heads=8, kv_heads=4, layers=2)
+    disk = tmp_path / "disk"
+
+    def job(name: str, strategy: dict[str, Any], processes: int) -> Path:
+        return write_job(
+            tmp_path / f"{name}.yaml",
+            output=str(tmp_path / name),
+            optimizer={"kind": "adamw", "learning_rate": 1e-4},
+            duration={"steps": 4},
+            strategy={"precision": "fp32", **strategy},
+            launch={"processes": processes},
+            batch={"rows": 4, "micro": 2},
+        )
+
+    alone = velocity("run", job("alone", {"zero": 0}, 1))
+    assert alone.returncode == 0, alone.stderr
+    swapped = start("run", job("swapped", {"zero": 3, "offload": {**offload, "path": str(disk)}}, 2))
+    most = 0
+    while swapped.poll() is None:
+        most = max(most, sum(map(size, disk.rglob("*.swp"))))
+        time.sleep(0.05)
+    assert swapped.stderr is not None
+    assert swapped.wait() == 0, swapped.stderr.read()
+    swapped.stderr.close()
+    # two layers' matrices as in the test above; of each value the fp32 weight and two moments
+    assert most >= 2 * (2 * HIDDEN**2 + 2 * HIDDEN**2 // 2 + 3 * 2 * HIDDEN**2) * 4 * 3
+    assert list(disk.iterdir()) == [], "and nothing is left there"
+    for ours, theirs in zip(losses(tmp_path / "swapped"), losses(tmp_path / "alone"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)

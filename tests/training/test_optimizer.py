@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from velocity.config.sections import AdamWConfig, SGDConfig
+from velocity.config.sections import AdafactorConfig, AdamW8bitConfig, AdamWConfig, LionConfig, MuonConfig, SGDConfig
+from velocity.distributed.engine import set_rate
 from velocity.training.optimizer import build_optimizer
 
 
@@ -80,3 +81,60 @@ def test_weight_decay_pulls_a_matrix_towards_nothing_and_leaves_a_bias():
     optimizer.step()
     assert model.weight.item() == pytest.approx(2.0 - 0.5 * 0.2 * 2.0)
     assert model.bias.item() == 2.0
+
+
+class Layers(nn.Module):
+    """An embedding, two repeated layers with a norm, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)) for _ in range(2))
+        self.head = nn.Linear(4, 5, bias=False)
+
+
+MUON = MuonConfig(kind="muon", learning_rate=0.02, rest_learning_rate=5e-4, weight_decay=0.3, momentum=0.9)
+
+
+def test_muon_takes_the_layers_matrices_and_adamw_the_rest():
+    model = Layers()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    made = build_optimizer(model, MUON)
+    found = [(g["use_muon"], g["weight_decay"], {names[id(p)] for p in g["params"]}) for g in made.param_groups]
+    assert found == [
+        (True, 0.3, {"layers.0.0.weight", "layers.1.0.weight"}),
+        (False, 0.3, {"embedding.weight", "head.weight"}),
+        (
+            False,
+            0.0,
+            {name for name in names.values() if "bias" in name or "layers.0.1" in name or "layers.1.1" in name},
+        ),
+    ]
+    assert {name for name, p in model.named_parameters() if getattr(p, "use_muon", None)} == found[0][
+        2
+    ]  # where DeepSpeed looks
+    assert made.param_groups[0]["momentum"] == 0.9
+
+
+def test_the_rest_beside_muon_keeps_its_share_of_the_scheduled_rate():
+    made = build_optimizer(Layers(), MUON)
+    for rate in (0.02, 0.01):
+        set_rate(made.param_groups, rate)
+        assert [group["lr"] for group in made.param_groups] == pytest.approx(
+            [rate, rate / 40, rate / 40]
+        )  # 5e-4 / 0.02
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "settings"),
+    [
+        (AdafactorConfig(kind="adafactor", learning_rate=0.1), "Adafactor", {"lr": 0.1}),
+        (AdamW8bitConfig(kind="adamw_8bit", learning_rate=0.1, epsilon=1e-6), "AdamW8bit", {"lr": 0.1, "eps": 1e-6}),
+        (LionConfig(kind="lion", learning_rate=0.1, betas=(0.8, 0.9)), "Lion", {"lr": 0.1, "betas": (0.8, 0.9)}),
+    ],
+)
+def test_an_optimizer_of_another_library_has_the_jobs_settings(config: Any, name: str, settings: dict[str, Any]):
+    made = build_optimizer(Model(), config)
+    assert type(made).__name__ == name
+    assert {key: made.defaults[key] for key in settings} == settings
+    assert [group["weight_decay"] for group in made.param_groups] == [0.1, 0.0]

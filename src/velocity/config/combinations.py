@@ -77,6 +77,7 @@ class Facts:
     query_heads: int = 0
     key_heads: int = 0
     layers: int = 0
+    architecture: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,14 @@ ZERO, OPTIMIZER, PARAMETERS = "strategy.zero", "strategy.offload.optimizer", "st
 TENSOR, PIPELINE, SEQUENCE = "strategy.tensor", "strategy.pipeline", "strategy.sequence"
 PRECISION, OVERLAP, STATES = "strategy.precision", "strategy.offload.overlap", "strategy.states"
 PLUS = "strategy.zero_plus_plus"
+# Those whose split layers were compared with whole ones, losses and gradient norms: tests/invariance/test_tensor.py.
+SPLIT_ARCHITECTURES = (
+    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "cohere", "cohere2", "olmo",
+    "smollm3", "starcoder2", "phi", "ministral", "helium", "exaone4", "seed_oss", "ernie4_5", "arcee",
+)  # fmt: skip
 ONE_AXIS = "DeepSpeed trains with one of tensor, pipeline and sequence beside data"
 NOT_AT_ZERO_0 = "ZeRO 0 keeps everything on every device"
+NOT_ADAMW = ("adamw_8bit", "lion", "muon", "sgd")  # adafactor is refused with ZeRO altogether
 WHOLE_MATRIX = "ZeRO hands the optimizer flat pieces, of which it cannot see rows and columns"
 
 CLASHES: tuple[Clash, ...] = (
@@ -130,6 +137,12 @@ CLASHES: tuple[Clash, ...] = (
     Clash(above(PIPELINE, 1), above(SEQUENCE, 1), ONE_AXIS, "one of the two"),
     Clash(above(TENSOR, 1), one_of(ZERO, 0), "at stage 0 a process sees the norm of its own part alone",
           "strategy.zero: 1, which costs no more"),
+    Clash(above(TENSOR, 1), one_of("optimizer.kind", "muon"), "Muon orthogonalises whole matrices, not parts of them",
+          "strategy.zero: 3 in place of it, or optimizer.kind: adamw"),
+    Clash(above(TENSOR, 1), above(f"{PLUS}.secondary", 1),
+          "hpZ groups neighbours, who hold different parts of a matrix", f"{PLUS}.secondary: 1"),
+    Clash(above(TENSOR, 1), one_of(f"{PLUS}.quantised_gradients", True),
+          "qgZ groups neighbours, who hold different parts of a matrix", f"{PLUS}.quantised_gradients: false"),
     Clash(above(TENSOR, 1), given("adapter"), "an adapter's layers are not split", "strategy.zero: 3 in place of it"),
     Clash(above(PIPELINE, 1), one_of(ZERO, 0), "at stage 0 a process sees the norm of its own stage alone",
           "strategy.zero: 1, which costs no more"),
@@ -151,8 +164,19 @@ CLASHES: tuple[Clash, ...] = (
           "an offloaded optimizer keeps fp32 states", "strategy.states: fp32"),
     Clash(one_of(OVERLAP, "superoffload"), one_of(ZERO, 0, 1, 2), "SuperOffload is built on ZeRO 3",
           "strategy.zero: 3"),
-    Clash(one_of(OVERLAP, "superoffload", "zenflow"), one_of(OPTIMIZER, "none", "nvme"),
+    Clash(one_of(OVERLAP, "superoffload"), one_of(OPTIMIZER, "none", "nvme"),
           "it overlaps an optimizer that steps in host memory", "strategy.offload.optimizer: cpu"),
+    Clash(one_of(STATES, "bf16"), one_of("optimizer.kind", "adamw_8bit"), "its states have 8 bit",
+          "strategy.states: fp32"),
+    Clash(below("strategy.offload.ratio", 1), one_of("optimizer.kind", *NOT_ADAMW),
+          "DeepSpeed splits the step of its own AdamW alone", "strategy.offload.ratio: 1, or optimizer.kind: adamw"),
+    Clash(one_of(OVERLAP, "superoffload"), one_of("optimizer.kind", *NOT_ADAMW),
+          "DeepSpeed overlaps its own AdamW alone", "strategy.offload.overlap: none, or optimizer.kind: adamw"),
+    Clash(one_of(OPTIMIZER, "nvme"), one_of("optimizer.kind", "adamw_8bit", "lion", "muon"),
+          "DeepSpeed swaps states in fp32 that it knows", "strategy.offload.optimizer: cpu, or optimizer.kind: adamw"),
+    Clash(one_of("optimizer.kind", "muon"), above("optimizer.gradient_clipping", 0),
+          "ZeRO would clip what Muon has made of the gradient, which is as long whatever the gradient is",
+          "optimizer.gradient_clipping: 0"),
     Clash(one_of(f"{PLUS}.quantised_weights", True), one_of(ZERO, 0, 1, 2), "only ZeRO 3 gathers weights",
           "strategy.zero: 3"),
     Clash(one_of(f"{PLUS}.quantised_gradients", True), one_of(ZERO, 0, 1, 2), "only ZeRO 3 reduces them so",
@@ -181,11 +205,14 @@ LIMITS: tuple[Limit, ...] = (
           "a divisor"),
     Limit(above(TENSOR, 1), "key heads that it divides, and the model has {key_heads}", _divides("key_heads"),
           "a divisor, or strategy.zero: 3"),
+    Limit(above(TENSOR, 1), "an architecture whose layers are known to split right, not {architecture}",
+          lambda value, facts: facts.architecture in ("", *SPLIT_ARCHITECTURES),
+          f"strategy.zero: 3, or one of {', '.join(SPLIT_ARCHITECTURES)}"),
     Limit(above(SEQUENCE, 1), "attention heads that it divides, and the model has {query_heads}",
           _divides("query_heads"), "a divisor, or a shorter data.sequence_length with strategy.recompute: layers"),
     Limit(above(PIPELINE, 1), "at least as many layers, and the model has {layers}",
           lambda value, facts: not facts.layers or value <= facts.layers, "fewer stages"),
-    Limit(one_of(OVERLAP, "superoffload", "zenflow"), "a GPU that computes beside the host", _on_gpus,
+    Limit(one_of(OVERLAP, "superoffload"), "a GPU that computes beside the host", _on_gpus,
           "strategy.offload.overlap: none"),
     Limit(one_of("strategy.compile", "deepcompile"), "a GPU", _on_gpus, "strategy.compile: layers or none"),
     Limit(one_of(f"{PLUS}.quantised_weights", True), "a GPU, whose kernels quantise", _on_gpus, "false"),

@@ -171,6 +171,9 @@ class MuonConfig(ScheduleConfig):
     model_config = ConfigDict(json_schema_extra={"required": ["kind", "learning_rate"]})
 
     kind: Literal["muon"] = "muon"
+    gradient_clipping: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="largest gradient norm of what AdamW trains; with ZeRO 0 alone"
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
     rest_learning_rate: PositiveFloat = Field(3e-4, description="the peak for embeddings, head, norms and biases")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)

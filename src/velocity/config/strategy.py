@@ -38,8 +38,8 @@ class TrainingOffloadConfig(OffloadConfig):
         1.0, description="share of the optimizer's state that goes to cpu; the rest stays on the device"
     )
     activations: Literal["none", "cpu"] = Field("none", description="what recompute: layers keeps of each layer")
-    overlap: Literal["none", "superoffload", "zenflow"] = Field(
-        "none", description="the offloaded optimizer steps while the GPU computes; zenflow with gradients a step old"
+    overlap: Literal["none", "superoffload"] = Field(
+        "none", description="superoffload: the offloaded optimizer steps while the GPU computes"
     )
 
     @property
@@ -92,7 +92,8 @@ class StrategyConfig(Config):
 
     def describe(self) -> str:
         """The strategy in a few words, for messages and tables."""
-        return ", ".join((f"ZeRO {self.zero}", str(self.precision), *self.axes, *self.away))
+        recomputed = ("layers recomputed",) if self.recompute == "layers" else ()
+        return ", ".join((f"ZeRO {self.zero}", str(self.precision), *self.axes, *self.away, *recomputed))
 
 
 class InferenceStrategyConfig(Config):

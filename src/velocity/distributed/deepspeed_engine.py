@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from velocity.batch import Batch
-from velocity.distributed import comm
-from velocity.distributed.engine import Loss, Objective, StepStats, learn_one_by_one
+from velocity.distributed import comm, tensor
+from velocity.distributed.engine import Loss, Objective, StepStats, learn_one_by_one, set_rate
 from velocity.distributed.gradients import clip_or_drop
 from velocity.distributed.mesh import Mesh
 
@@ -33,13 +33,17 @@ class DeepSpeedEngine:
         comm.prepare_deepspeed()
         import deepspeed
 
+        mpu = tensor.tell_deepspeed(mesh, tensor="tensor_parallel" in config)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.engine: Any = deepspeed.initialize(model=scorer, optimizer=optimizer, config=dict(config))[0]
+            self.engine: Any = deepspeed.initialize(model=scorer, optimizer=optimizer, config=dict(config), mpu=mpu)[0]
         self.mesh, self.scorer, self.device = mesh, scorer, mesh.ranks.device
         self.stage: int = config["zero_optimization"]["stage"]
         self.partly = not all(parameter.requires_grad for parameter in scorer.parameters())
         self._stats = StepStats(0.0, skipped=False)
+        self.managed: bool = config.get("managed_gradient_accumulation", True)  # it asks which batch is a step's last
+        if config.get("compile", {}).get("deepcompile"):
+            self.engine.compile()
         if self.stage == 0 and mesh.ranks.world_size == 1:
             # Without ZeRO it copies all gradients into one buffer and back, even where there is nobody to add up with.
             self.engine.enable_backward_allreduce = False
@@ -63,7 +67,15 @@ class DeepSpeedEngine:
         self, objective: Objective, batches: Sequence[Batch], units: int, learning_rate: float
     ) -> tuple[list[Loss], StepStats]:
         """One optimizer step; return each batch's loss."""
-        return learn_one_by_one(self, objective, batches, units, learning_rate)
+        if not self.managed:
+            return learn_one_by_one(self, objective, batches, units, learning_rate)
+        losses = []
+        for batch in batches:
+            self.engine.set_gradient_accumulation_boundary(batch is batches[-1])
+            loss = objective(self, batch)
+            self.backward(loss.total / units)
+            losses.append(loss)
+        return losses, self.step(learning_rate)
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradient."""
@@ -72,8 +84,10 @@ class DeepSpeedEngine:
 
     def step(self, learning_rate: float) -> StepStats:
         """Clip, update, forget the gradients."""
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_rate(self.engine.optimizer.param_groups, learning_rate)
+        if backup := getattr(self.engine.optimizer, "backup_optimizer", None):
+            # it steps what offload.ratio leaves on the device; its first group is one of its own
+            set_rate(backup.param_groups, learning_rate)
         self.engine.step()
         if self.stage == 0:
             return self._stats
@@ -105,8 +119,9 @@ class DeepSpeedEngine:
         whole: dict[str, Tensor] = {}
         saved = self.scorer.state_dict().keys()  # some buffers are part of a model, most are not
         named = [*self.scorer.named_parameters(), *self.scorer.named_buffers()]
-        for name, tensor in [one for one in named if one[1].requires_grad or not self.partly]:
-            with deepspeed.zero.GatheredParameters([tensor]):
+        for name, part in [one for one in named if one[1].requires_grad or not self.partly]:
+            with deepspeed.zero.GatheredParameters([part]):
+                value = tensor.whole(part, self.mesh)
                 if self.mesh.ranks.first and name in saved:
-                    whole[name.removeprefix("model.")] = tensor.detach().cpu().clone()
+                    whole[name.removeprefix("model.")] = value.cpu().clone()
         return whole

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -71,6 +71,12 @@ class TrainEngine(Protocol):
 
         That is the model, or its adapter. Every rank calls it.
         """
+
+
+def set_rate(groups: Iterable[dict[str, Any]], learning_rate: float) -> None:
+    """Each group of an optimizer has this learning rate, times its `scale` where it has one."""
+    for group in groups:
+        group["lr"] = learning_rate * group.get("scale", 1.0)
 
 
 class OneByOne(Protocol):

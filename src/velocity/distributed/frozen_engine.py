@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from velocity.batch import Batch
 from velocity.distributed import comm
 from velocity.distributed.comm import Ranks
+from velocity.distributed.tensor import without_groups
 
 
 class FrozenEngine:
@@ -22,7 +23,7 @@ class FrozenEngine:
         import deepspeed
 
         scorer.requires_grad_(requires_grad=False)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_groups():
             warnings.simplefilter("ignore")
             self.engine: Any = deepspeed.initialize(model=scorer, config=dict(config))[0]
         self.engine.eval()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from velocity.batch import Batch
-from velocity.distributed.engine import Loss, Objective, StepStats, learn_one_by_one
+from velocity.distributed.engine import Loss, Objective, StepStats, learn_one_by_one, set_rate
 from velocity.distributed.gradients import clip_or_drop
 
 
@@ -41,8 +41,7 @@ class TorchEngine:
 
     def step(self, learning_rate: float) -> StepStats:
         """Clip, update, forget the gradients."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_rate(self.optimizer.param_groups, learning_rate)
         stats = clip_or_drop(self.scorer.parameters(), self.clipping)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -46,8 +46,8 @@ def prepare_disk(folder: Path, ranks: Ranks) -> None:
 
     builder: Any = AsyncIOBuilder()
     if not builder.is_compatible(verbose=False):
-        fix = "install it, e.g. apt-get install libaio-dev, or use strategy.offload.parameters: cpu"
-        raise UserError("reading weights from a disk needs libaio", "strategy.offload.parameters", fix)
+        fix = "install them, e.g. apt-get install libaio-dev g++, or use cpu in place of nvme"
+        raise UserError("reading weights from a disk needs libaio and a C++ compiler", "strategy.offload", fix)
     if ranks.first:
         try:
             shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed

@@ -62,14 +62,31 @@ def check_sharing(policy: Callable[[Batch], Tensor], vocabulary: int) -> None:
 
 
 @torch.no_grad()
+def own_scores(scorer: CausalScorer) -> Tensor:
+    """logps_S of the probe's sequence, from the logits of the model's own forward."""
+    ids_S = _row((0,), scorer.vocabulary).input_ids_BS[0].to(next(scorer.parameters()).device)
+    logps_SV = torch.log_softmax(scorer.whole_logits(ids_S)[:-1].float(), dim=-1)
+    return logps_SV.gather(-1, ids_S[1:, None])[:, 0]
+
+
+@torch.no_grad()
+def split_gap(policy: Callable[[Batch], Tensor], vocabulary: int, expected_S: Tensor) -> float:
+    """How far the policy's log-probabilities of the probe's sequence are from these, perhaps of another device."""
+    logps_S = policy(_row((0,), vocabulary))[0, :-1]
+    return float((logps_S - expected_S.to(logps_S.device)).abs().max())
+
+
 def scoring_gap(policy: Callable[[Batch], Tensor], scorer: CausalScorer) -> float:
     """How far the policy's log-probabilities are from those of the model's own logits."""
-    batch = _row((0,), scorer.vocabulary)
-    device = next(scorer.parameters()).device
-    logits_SV = scorer.whole_logits(batch.input_ids_BS[0].to(device))
-    labels_S = batch.input_ids_BS[0, 1:].to(device)
-    expected_S = torch.log_softmax(logits_SV[:-1].float(), dim=-1).gather(-1, labels_S[:, None])[:, 0]
-    return float((policy(batch)[0, :-1] - expected_S).abs().max())
+    return split_gap(policy, scorer.vocabulary, own_scores(scorer))
+
+
+def check_split(policy: Callable[[Batch], Tensor], vocabulary: int, expected_S: Tensor, axis: str = "tensor") -> None:
+    """Nothing, or UserError where a model that is split along `axis` computes something else than the whole one."""
+    gap = split_gap(policy, vocabulary, expected_S)
+    if not gap <= TOLERANCE:
+        what = f"this model computes something else when it is split (off by {gap:.2g} nats)"
+        raise UserError(what, f"strategy.{axis}", f"set strategy.{axis}: 1, with strategy.zero: 3")
 
 
 def check_scores(policy: Callable[[Batch], Tensor], scorer: CausalScorer) -> None:

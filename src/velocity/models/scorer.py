@@ -74,23 +74,24 @@ class CausalScorer(nn.Module):
         self, input_ids_BS: Tensor, position_ids_BS: Tensor, labels_BS: Tensor, lengths_B: Rows, shared_B: Rows = ()
     ) -> Tensor:
         """logps_BS in fp32: the log-probability of each label, 0 where there is none. Fields are those of a Batch."""
-        real_BS = _real(labels_BS, lengths_B)
+        real_BS = real_tokens(labels_BS, lengths_B)
         tokens = (input_ids_BS[real_BS], position_ids_BS[real_BS], labels_BS[real_BS])
         if self.spread is None:
-            logps_T = self._logps_of(tokens, _bounds(lengths_B, shared_B, labels_BS.device))
+            logps_T = self._logps_of(tokens, bounds_of(lengths_B, shared_B, labels_BS.device))
         else:
             logps_T = self._logps_of_parts(tokens, lengths_B, shared_B, self.spread)
-        logps_BS = torch.zeros(labels_BS.shape, dtype=torch.float32, device=labels_BS.device)
-        return logps_BS.masked_scatter(real_BS, logps_T)
+        return in_places(logps_T, real_BS)
 
     def _logps_of(self, tokens: Tokens, bounds: dict[str, Any]) -> Tensor:
         """logps_T of ids, positions and labels that lie end to end."""
         ids_T, positions_T, labels_T = tokens
-        hidden_TD = self._hidden(ids_T, positions_T, bounds)
+        return self.score(self._hidden(ids_T, positions_T, bounds), labels_T)
+
+    def score(self, hidden_TD: Tensor, labels_T: Tensor) -> Tensor:
+        """logps_T of labels, from what the last layer's norm gives."""
         trained_T = labels_T != IGNORED
         logps_N = self._score(hidden_TD[trained_T], labels_T[trained_T])
-        logps_T = torch.zeros(labels_T.shape, dtype=torch.float32, device=labels_T.device)
-        return logps_T.masked_scatter(trained_T, logps_N)
+        return in_places(logps_N, trained_T)
 
     def _logps_of_parts(self, tokens: Tokens, lengths_B: Rows, shared_B: Rows, spread: Spread) -> Tensor:
         """The same, each rank computing its part; a last sequence of padding makes them even."""
@@ -102,7 +103,7 @@ class CausalScorer(nn.Module):
         ids_T, positions_T, labels_T = (
             spread.ours(F.pad(values_T, (0, padding), value=fill)) for values_T, fill in zip(tokens, fills, strict=True)
         )
-        bounds = {**_bounds(lengths_B, shared_B, ids_T.device), "spread": spread}
+        bounds = {**bounds_of(lengths_B, shared_B, ids_T.device), "spread": spread}
         return spread.whole(self._logps_of((ids_T, positions_T, labels_T), bounds))[:count]
 
     def _hidden(self, ids_T: Tensor, positions_T: Tensor, bounds: dict[str, Any]) -> Tensor:
@@ -114,7 +115,7 @@ class CausalScorer(nn.Module):
     def whole_logits(self, ids_S: Tensor) -> Tensor:
         """logits_SV of one short sequence, by the model's own forward: what `forward` is checked against."""
         positions_S = torch.arange(len(ids_S), device=ids_S.device)
-        bounds = _bounds(((len(ids_S),),), (), ids_S.device)
+        bounds = bounds_of(((len(ids_S),),), (), ids_S.device)
         logits: Tensor = self.model(ids_S[None], position_ids=positions_S[None], use_cache=False, **bounds).logits[0]
         return logits
 
@@ -136,7 +137,7 @@ class CausalScorer(nn.Module):
         return -F.cross_entropy(logits_NV, labels_N, reduction="none")
 
 
-def _bounds(lengths_B: Rows, shared_B: Rows, device: torch.device) -> dict[str, Any]:
+def bounds_of(lengths_B: Rows, shared_B: Rows, device: torch.device) -> dict[str, Any]:
     """Where sequences begin and end, as transformers' FlashAttentionKwargs name it, and which keys each one sees."""
     lengths = [length for row in lengths_B for length in row]
     starts = list(accumulate(lengths, initial=0))
@@ -155,7 +156,12 @@ def _bounds(lengths_B: Rows, shared_B: Rows, device: torch.device) -> dict[str, 
     return {**bounds, "cu_seq_lens_k": keys, "max_length_k": max(seen), "key_places_K": key_places}
 
 
-def _real(like_BS: Tensor, lengths_B: Rows) -> Tensor:
+def in_places(values_N: Tensor, places: Tensor) -> Tensor:
+    """The values in fp32, one where each place is True, and 0 elsewhere."""
+    return torch.zeros(places.shape, dtype=torch.float32, device=places.device).masked_scatter(places, values_N)
+
+
+def real_tokens(like_BS: Tensor, lengths_B: Rows) -> Tensor:
     """True where a row holds a token, False where it is padding."""
     sums_B = torch.tensor([sum(row) for row in lengths_B], device=like_BS.device)
     return torch.arange(like_BS.shape[1], device=like_BS.device)[None, :] < sums_B[:, None]

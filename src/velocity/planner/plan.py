@@ -2,49 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from velocity.config.job import LoadedJob
 from velocity.config.training import TrainingJob
-from velocity.planner.device import Precision, choose_precision, choose_processes, device_bytes
+from velocity.planner import calibration
+from velocity.planner.candidates import Candidate, Setting, at, check_limits, evaluate, order, ranked, room_bytes
+from velocity.planner.device import Precision, choose_precision, choose_processes
 from velocity.planner.hardware import GIB, Hardware
-from velocity.planner.size import ModelSize, model_size
+from velocity.planner.machines import Cluster
+from velocity.planner.size import model_size
 
 Zero = Literal[0, 1, 2, 3]
+UNKNOWN = "the model's size is not known yet"
+THRIFTIER = 0.9  # of the memory of the plan that ran out: less of a difference would not help
 
-LINEAR_WIDTH = 32  # inputs and outputs of a layer's seven linear maps, in hidden widths: an upper estimate
-CPU_MICRO_TOKENS = 1024  # measured: more tokens at once are no faster on a processor, and take memory
+
+@dataclass(frozen=True)
+class Plan:
+    """The job without an `auto`, the candidates it was chosen from, best first, and what they were judged by.
+
+    `candidates` is empty where the model's size is not known yet.
+    """
+
+    loaded: LoadedJob[TrainingJob]
+    setting: Setting | None
+    candidates: tuple[Candidate, ...] = ()
+    calibrated: str = ""
+
+    @property
+    def chosen(self) -> Candidate | None:
+        """The one that the job was settled by."""
+        return self.candidates[0] if self.candidates else None
 
 
 def resolve(loaded: LoadedJob[TrainingJob], hardware: Hardware, model_folder: Path) -> LoadedJob[TrainingJob]:
     """The job without an `auto` that a plan decides; the origin of what was chosen reads `planner: reason`."""
+    return plan_job(loaded, Cluster(hardware), model_folder).loaded
+
+
+def plan_job(loaded: LoadedJob[TrainingJob], cluster: Cluster, model_folder: Path) -> Plan:
+    """The plan of a job on these machines; UserError for what was asked for and cannot be done there."""
     job = loaded.job
     size = model_size(model_folder)
-    processes, why_processes = choose_processes(job, hardware)
-    precision, why_precision = _precision(job, hardware)
-    zero, why_zero = _zero(job, hardware, processes, precision, size)
-    recompute, micro, why_micro = _micro(job, hardware, processes, precision, size, zero)
-    choices = {
-        "launch.processes": why_processes,
-        "strategy.precision": why_precision,
-        "strategy.zero": why_zero,
-        "strategy.recompute": why_micro if job.strategy.recompute == "auto" else "",
-        "batch.micro": why_micro if job.batch.micro == "auto" else "",
-    }
-    offload = {"optimizer": "none", "parameters": "none"}
-    settled: dict[str, Any] = {"zero": zero, "precision": precision, "recompute": recompute}
-    degrees = {name: 1 for name in ("tensor", "pipeline", "sequence") if getattr(job.strategy, name) == "auto"}
-    offload = {name: value for name, value in offload.items() if getattr(job.strategy.offload, name) == "auto"}
-    settled["offload"] = job.strategy.offload.model_copy(update=offload)
-    strategy = job.strategy.model_copy(update={**settled, **degrees})
-    update = {
-        "strategy": strategy,
-        "batch": job.batch.model_copy(update={"micro": micro}),
-        "launch": job.launch.model_copy(update={"processes": processes}),
-    }
-    origins = {**loaded.origins, **{key: f"planner: {why}" for key, why in choices.items() if why}}
-    return LoadedJob(job.model_copy(update=update), origins, loaded.path)
+    processes, why_processes = choose_processes(job, cluster.all_gpus)
+    precision, why_precision = _precision(job, cluster.hardware)
+    job = _with(job, processes, precision)
+    reasons = {"launch.processes": why_processes, "strategy.precision": why_precision}
+    if size is None:
+        return Plan(_settled(loaded, _careful(job), {**reasons, **_reasons(loaded.job, UNKNOWN)}), None)
+    factors = calibration.read(calibration.place(job), cluster.kind)
+    setting = Setting(size, cluster, processes, factors)
+    check_limits(job, setting)
+    found = tuple(ranked(job, setting))
+    reasons |= _reasons(loaded.job, _why(found[0], setting))
+    said = f"calibrated by runs on {cluster.kind}" if factors else ""
+    return Plan(_settled(loaded, found[0].job, reasons), setting, found, said)
+
+
+def thriftier(loaded: LoadedJob[TrainingJob], hardware: Hardware, model_folder: Path) -> LoadedJob[TrainingJob] | None:
+    """The next plan of the job after memory ran out under the one of `resolve`: the fastest that needs a tenth less.
+
+    `loaded` is the job as it was given, its `auto` included. None where it leaves nothing open that would help.
+    """
+    plan = plan_job(loaded, Cluster(hardware), model_folder)
+    if plan.chosen is None or plan.setting is None:
+        return None
+    first, setting = plan.chosen, plan.setting
+    others = list(plan.candidates[1:])
+    if loaded.job.batch.micro == "auto":
+        halves = [at(one.job, int(one.job.batch.micro) // 2) for one in plan.candidates if int(one.job.batch.micro) > 1]
+        others += [evaluate(job, setting) for job in halves]
+    most = first.memory.device.total * THRIFTIER
+    helping = [one for one in others if one.memory.device.total <= most and "host" not in one.short]
+    if not helping:
+        return None
+    best = order(helping)[0]
+    why = f"memory ran out with {first.words}; the next thriftier plan. {_why(best, setting)}"
+    choices = {"launch.processes": "as before", "strategy.precision": "as before", **_reasons(loaded.job, why)}
+    choices = {key: why for key, why in choices.items() if _asked(loaded.job, key) == "auto"}
+    return _settled(loaded, best.job, choices)
+
+
+def _with(job: TrainingJob, processes: int, precision: Precision) -> TrainingJob:
+    """The job with its processes and its precision decided."""
+    return job.model_copy(
+        update={
+            "strategy": job.strategy.model_copy(update={"precision": precision}),
+            "launch": job.launch.model_copy(update={"processes": processes}),
+        }
+    )
 
 
 def _precision(job: TrainingJob, hardware: Hardware) -> tuple[Precision, str]:
@@ -54,65 +104,48 @@ def _precision(job: TrainingJob, hardware: Hardware) -> tuple[Precision, str]:
     return precision, f"{why}; master weights stay in fp32" if why and precision != "fp32" else why
 
 
-def state_bytes(job: TrainingJob, size: ModelSize, precision: Precision, zero: Zero, processes: int) -> float:
-    """Bytes a rank holds of weights, gradients and AdamW's state: arXiv 1910.02054, section 3.1.
-
-    Of an adapter's model the weights alone, perhaps in 4 or 8 bit; and beside a model that is trained whole the
-    weights of a live reference, split over the ranks.
-    """
-    bytes_each = 4 if precision == "fp32" else 2
-    weights, trained, reference = float(size.parameters * bytes_each), size.parameters, 0.0
-    if job.adapter is not None:
-        trained = job.adapter.rank * size.layers * size.hidden * LINEAR_WIDTH
-        weights = size.parameters * (job.adapter.bits / 8 if job.adapter.bits else bytes_each) + trained * bytes_each
-    elif job.reference == "live":
-        reference = weights / processes
-    optimizer = 8 if precision == "fp32" else 12
-    return (
-        weights / (processes if zero >= 3 else 1)
-        + trained * bytes_each / (processes if zero >= 2 else 1)
-        + trained * optimizer / (processes if zero >= 1 else 1)
-        + reference
-    )
+def _careful(job: TrainingJob) -> TrainingJob:
+    """The job with what fits most models, where the size of this one is not known."""
+    asked, offload = job.strategy, job.strategy.offload
+    lowest = 0 if asked.precision == "fp32" else 1
+    auto: dict[str, Any] = {
+        "zero": lowest if job.launch.processes == 1 else 2,
+        "recompute": "layers",
+        **dict.fromkeys(("tensor", "pipeline", "sequence"), 1),
+    }
+    update = {name: value for name, value in auto.items() if getattr(asked, name) == "auto"}
+    places = {name: "none" for name in ("optimizer", "parameters") if getattr(offload, name) == "auto"}
+    update["offload"] = offload.model_copy(update=places)
+    made = job.model_copy(update={"strategy": asked.model_copy(update=update)})
+    return at(made, 1) if job.batch.micro == "auto" else made
 
 
-def _zero(
-    job: TrainingJob, hardware: Hardware, processes: int, precision: Precision, size: ModelSize | None
-) -> tuple[Zero, str]:
-    if job.strategy.zero != "auto":
-        return job.strategy.zero, ""
-    lowest: Zero = 0 if precision == "fp32" else 1
-    if processes == 1 or size is None:
-        return lowest if processes == 1 else 2, "one process" if processes == 1 else "the model's size is not known yet"
-    budget = device_bytes(hardware, processes) / 2  # the other half is for activations
-    most = 2 if job.adapter and job.adapter.bits else 3  # quantised weights are not split
-    for zero in (1, 2, 3):
-        need = state_bytes(job, size, precision, zero, processes)
-        if need <= budget or zero == most:
-            return zero, f"{need / GIB:.1f} GiB of model state a rank, of {budget / GIB:.1f} GiB for it"
-    raise AssertionError("the highest stage always returns")
+CHOSEN = ("strategy.zero", "strategy.offload.optimizer", "strategy.offload.parameters", "strategy.tensor",
+          "strategy.pipeline", "strategy.sequence", "strategy.recompute", "batch.micro")  # fmt: skip
 
 
-def _micro(
-    job: TrainingJob, hardware: Hardware, processes: int, precision: Precision, size: ModelSize | None, zero: Zero
-) -> tuple[str, int, str]:
-    """Recomputation and rows a micro-batch: the most rows whose activations fit beside the model's state."""
-    rows = job.batch.rows or max(1, (job.batch.tokens or 0) // job.data.sequence_length)
-    most = max(1, rows // processes)
-    if not hardware.gpus:
-        most = min(most, max(1, CPU_MICRO_TOKENS // job.row_tokens))
-    recompute = job.strategy.recompute
-    if size is None:
-        micro = 1 if job.batch.micro == "auto" else job.batch.micro
-        return "layers" if recompute == "auto" else recompute, micro, "the model's size is not known yet"
-    free = device_bytes(hardware, processes) - state_bytes(job, size, precision, zero, processes)
-    # 34 bytes a token, layer and hidden unit in 16 bit, without attention's square: arXiv 2205.05198, equation 2
-    token_bytes = size.layers * size.hidden * 34 * (2 if precision == "fp32" else 1)
-    row_bytes = float(token_bytes * job.row_tokens)
-    if recompute == "auto":
-        recompute = "none" if free >= row_bytes else "layers"
-    if recompute == "layers":
-        row_bytes = row_bytes / 17 + row_bytes / size.layers  # a layer's input is kept, one layer lives whole
-    micro = min(most, max(1, int(free // row_bytes))) if job.batch.micro == "auto" else job.batch.micro
-    why = f"{row_bytes / GIB:.2f} GiB of activations a row, {max(free, 0) / GIB:.1f} GiB free beside the model's state"
-    return recompute, micro, why
+def _reasons(job: TrainingJob, why: str) -> dict[str, str]:
+    """The reason, for each key that the job leaves open."""
+    return {key: why for key in CHOSEN if _asked(job, key) == "auto"}
+
+
+def _asked(job: TrainingJob, key: str) -> Any:
+    value: Any = job
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _why(candidate: Candidate, setting: Setting) -> str:
+    """What decided, in a line."""
+    device, room = candidate.memory.device, room_bytes(setting)
+    state = device.parameters + device.gradients + device.optimizer
+    working = device.total - state
+    why = f"{state / GIB:.1f} GiB of model state and {working / GIB:.1f} GiB beside it, of {room / GIB:.1f} GiB a rank"
+    return why if candidate.fits else f"{why}: it does not fit, and nothing needs less"
+
+
+def _settled(loaded: LoadedJob[TrainingJob], job: TrainingJob, choices: Mapping[str, str]) -> LoadedJob[TrainingJob]:
+    """The job with the origins of what was chosen."""
+    origins = {**loaded.origins, **{key: f"planner: {why}" for key, why in choices.items() if why}}
+    return LoadedJob(job, origins, loaded.path)

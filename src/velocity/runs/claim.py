@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class Manifest:
     facts: Mapping[str, Any]
     rejected: Sequence[Path]
     deepspeed: Mapping[str, Any]
+    origins: Mapping[str, str] = field(default_factory=dict)  # of each of those settings: a key of the job, or why
 
 
 def is_complete(loaded: LoadedJob[Job], inputs: str) -> bool:
@@ -77,6 +78,7 @@ def claim(loaded: LoadedJob[Job], manifest: Manifest, hardware: Mapping[str, Any
     assert isinstance(processes, int), "the planner resolves launch.processes"
     write_atomically(run.job, render(loaded))
     write_atomically(run.deepspeed, json.dumps(manifest.deepspeed, indent=1) + "\n")
+    write_atomically(run.deepspeed_origins, json.dumps(dict(manifest.origins), indent=1) + "\n")
     write_atomically(run.environment, json.dumps(_environment(manifest, hardware, processes), indent=1) + "\n")
     _collect_rejected(run, manifest.rejected)
     run.begin(manifest.hash)

@@ -32,6 +32,8 @@ class RunFolder:
         self.path = path
         self.job = path / "job.yaml"
         self.deepspeed = path / "deepspeed.json"
+        self.deepspeed_origins = path / "deepspeed-origins.json"  # where each of its values comes from
+        self.plan = path / "plan.json"  # what the planner predicted, and what was measured
         self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
         self.status_file = path / "status.json"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -19,15 +20,20 @@ from velocity.data.store import SequenceStore
 from velocity.distributed import comm
 from velocity.distributed.comm import Ranks
 from velocity.distributed.deepspeed_engine import DeepSpeedEngine
-from velocity.distributed.ds_config import deepspeed_config
+from velocity.distributed.ds_config import deepspeed_config, fitted, swap_folder
 from velocity.distributed.frozen_engine import FrozenEngine
 from velocity.distributed.memory import memory_gib
 from velocity.distributed.mesh import Mesh
+from velocity.distributed.pipeline_engine import PipelineEngine
+from velocity.distributed.tensor import split_plan
 from velocity.distributed.ulysses import SequenceRanks
+from velocity.inference.streaming import prepare_disk, shapes_of
 from velocity.models.adapters import adapter_off, add_adapter, weights_read
-from velocity.models.load import load_model, partitioned
-from velocity.models.probe import check_isolation, check_scores, check_sharing
+from velocity.models.layers import compile_layers, gather_experts_whole, recompute_layers
+from velocity.models.load import DTYPES, load_model, partitioned
+from velocity.models.probe import check_isolation, check_scores, check_sharing, check_split, own_scores
 from velocity.models.scorer import CausalScorer
+from velocity.models.stages import Stage, check_layers
 from velocity.objectives.answers import LiveReference, Reference, cached_reference
 from velocity.objectives.objective import Policy
 from velocity.training.evaluate import EvalSets
@@ -38,29 +44,87 @@ from velocity.training.reference import ReferenceScorer, ScoreCache
 
 @dataclass(frozen=True)
 class Built:
-    """A model, the scorer around it and the engine that runs it. `adapter` is peft's model, where one was put in."""
+    """A model, the scorer around it and the engine that runs it. `adapter` is peft's model, where one was put in.
+
+    `unsplit_S` holds the probe's scores of a model that is split, by matrices or into stages, from before it was.
+    """
 
     scorer: CausalScorer
-    engine: DeepSpeedEngine
+    engine: DeepSpeedEngine | PipelineEngine
     adapter: Any
+    unsplit_S: torch.Tensor | None = None
 
 
 def build_engine(job: TrainingJob, model_folder: Path, config: dict[str, Any], mesh: Mesh) -> Built:
-    """The model of a folder, and the engine that runs it; under ZeRO 3 it is partitioned while it loads."""
+    """The model of a folder, and the engine that runs it; under ZeRO 3 it is partitioned while it loads.
+
+    Not so where its matrices are split: DeepSpeed splits whole ones.
+    """
     strategy, bits = job.strategy, job.adapter.bits if job.adapter else None
-    zero3 = config if strategy.zero == 3 else None
+    split = int(strategy.tensor) > 1
+    config = _fitted(job, model_folder, config, mesh)
+    zero3 = config if strategy.zero == 3 and not split else None
     model = load_model(model_folder, job.model, strategy.precision, zero3=zero3, bits=bits)
     base = str(model_folder.absolute()) if Path(job.model.path).expanduser().is_dir() else job.model.path
     with partitioned(zero3):
         adapter = add_adapter(model, job.adapter, (base, job.model.revision), job.seed) if job.adapter else None
     if zero3 is not None:
         comm.gather_for(weights_read(model))
+    if strategy.zero == 3:
+        gather_experts_whole(model)
     if strategy.recompute == "layers":
-        settings = {"use_reentrant": False}
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)  # type: ignore[operator]
+        recompute_layers(model, on_cpu=strategy.offload.activations == "cpu")
+    if strategy.compile == "layers":
+        compile_layers(model)
     scorer = CausalScorer(model, micro(job) * job.row_tokens, _spread(job, mesh))
-    optimizer = build_optimizer(scorer, job.optimizer)
-    return Built(scorer, DeepSpeedEngine(scorer, optimizer, config, mesh, job.optimizer.gradient_clipping), adapter)
+    if int(strategy.pipeline) > 1:
+        return _staged(job, scorer, config, mesh)
+    unsplit_S = _before_split(scorer) if split else None
+    optimizer = build_optimizer(scorer, job.optimizer, strategy.offload)
+    engine = DeepSpeedEngine(scorer, optimizer, config, mesh, job.optimizer.gradient_clipping)
+    return Built(scorer, engine, adapter, unsplit_S)
+
+
+def _fitted(job: TrainingJob, model_folder: Path, config: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """The configuration with the sizes of what waits elsewhere; a disk that is used is ready."""
+    offload, ranks = job.strategy.offload, mesh.ranks
+    if "nvme" in offload.places:
+        prepare_disk(Path(swap_folder(job)), ranks)
+        comm.wait_for_all()
+    if not {"cpu", "nvme"} & set(offload.places):
+        return config
+    dtype = DTYPES[str(job.strategy.precision)]
+    shapes = shapes_of(model_folder, dtype, ranks.world_size, remote_code=job.model.trust_remote_code)
+    return fitted(config, shapes, ranks.world_size, gpu=ranks.device.type == "cuda")
+
+
+def clear_disk(job: TrainingJob, ranks: Ranks) -> None:
+    """Nothing of the run waits on a disk any more."""
+    if ranks.first and "nvme" in job.strategy.offload.places:
+        shutil.rmtree(swap_folder(job), ignore_errors=True)
+
+
+def _before_split(scorer: CausalScorer) -> torch.Tensor:
+    """The probe's scores of the whole model, which knows from now on how it is to be split."""
+    cast(Any, scorer)._tp_plan = split_plan(scorer.model)  # where DeepSpeed looks for it
+    return _whole_scores(scorer)
+
+
+def _staged(job: TrainingJob, scorer: CausalScorer, config: dict[str, Any], mesh: Mesh) -> Built:
+    """Our stage of the model, and the engine that runs it; the scorer keeps the shapes of all."""
+    check_layers(scorer.model)
+    unsplit_S = _whole_scores(scorer)
+    stage = Stage(scorer, mesh.inner_size, mesh.inner_rank)
+    engine = PipelineEngine(stage, build_optimizer(stage, job.optimizer), config, mesh)
+    return Built(scorer, engine, None, unsplit_S)
+
+
+def _whole_scores(scorer: CausalScorer) -> torch.Tensor:
+    """The probe's scores of a model that is still whole."""
+    scorer.eval()
+    unsplit_S = own_scores(scorer)
+    scorer.train()
+    return unsplit_S
 
 
 def build_reference(  # noqa: PLR0913 - all that a reference is made from
@@ -95,7 +159,10 @@ def _live(job: TrainingJob, built: Built, model_folder: Path, mesh: Mesh) -> Pol
     """The model that training starts from: the same one with its adapter off, or a second, frozen one."""
     if built.adapter is not None:
         return WithoutAdapter(built)
-    frozen = job.model_copy(update={"strategy": job.strategy.model_copy(update={"zero": 3})})
+    # spread over all ranks by ZeRO, which serves those that share batches as it serves those that do not
+    offload = job.strategy.offload.model_copy(update={"optimizer": "none", "ratio": 1.0, "overlap": "none"})
+    changes = {"zero": 3, "tensor": 1, "offload": offload, "states": "fp32", "compile": "none"}
+    frozen = job.model_copy(update={"strategy": job.strategy.model_copy(update=changes)})
     config = deepspeed_config(frozen, mesh.ranks.world_size)
     model = load_model(model_folder, job.model, job.strategy.precision, zero3=config)
     scorer = CausalScorer(model, micro(job) * job.row_tokens, _spread(job, mesh))
@@ -149,7 +216,12 @@ def build_eval_sets(job: TrainingJob, corpora: Mapping[str, Corpus], share: Shar
 def probe(built: Built, job: TrainingJob) -> None:
     """Nothing, or UserError where the scores are not the model's, or sequences see what they should not."""
     built.engine.train(False)  # dropout would move the scores that are compared
-    check_scores(built.engine, built.scorer)
+    staged = isinstance(built.engine, PipelineEngine)  # then no rank has the model's own forward
+    if not staged:
+        check_scores(built.engine, built.scorer)
+    if built.unsplit_S is not None:
+        axis = "pipeline" if staged else "tensor"
+        check_split(built.engine, built.scorer.vocabulary, built.unsplit_S, axis)
     if job.data.packing:
         check_isolation(built.engine, built.scorer.vocabulary)
     layout = build_layout(job)

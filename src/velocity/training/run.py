@@ -75,6 +75,7 @@ def train(run: RunFolder, ranks: Ranks, stopping: Callable[[], bool] = lambda: F
         for callback in callbacks:
             callback.close()
     save_result(run, job, built, environment, ranks)
+    build.clear_disk(job, ranks)
 
 
 def _resume(run: RunFolder, checkpoints: Checkpoints, engine: TrainEngine, total: int) -> tuple[TrainState, bool]:

@@ -5,17 +5,18 @@ It loads no weights, and torch only where a tokenizer does.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from velocity.config.sections import SourceConfig
+from velocity.config.sections import AnyOptimizer, SourceConfig
 from velocity.config.training import TrainingJob
 from velocity.data.fingerprint import digest
 from velocity.data.prepare import Preparation
 from velocity.data.store import SequenceStore
-from velocity.distributed.ds_config import deepspeed_config
+from velocity.distributed.ds_config import deepspeed_config, origins
 from velocity.errors import UserError
 from velocity.runs.claim import Manifest
 from velocity.runs.model import check_vocabulary, model_content, model_hash
@@ -45,7 +46,15 @@ class Inputs:
             },
         }
         rejected = [store.folder / "rejected.jsonl" for store in stores]
-        return Manifest(self.hash, facts, rejected, deepspeed_config(job, processes))
+        config, why = deepspeed_config(job, processes), origins(job, processes)
+        return Manifest(self.hash, facts, rejected, config, why)
+
+
+def check_installed(optimizer: AnyOptimizer) -> None:
+    """Nothing, or UserError where the optimizer's package is absent; it imports none."""
+    if optimizer.kind in ("adamw_8bit", "lion") and importlib.util.find_spec("bitsandbytes") is None:
+        what = f"optimizer.kind={optimizer.kind} needs bitsandbytes, which is not installed"
+        raise UserError(what, "optimizer.kind", "pip install 'ProfoundVelocity[quantised]'")
 
 
 def _entry(store: SequenceStore) -> dict[str, Any]:

@@ -24,12 +24,12 @@ def names(folder: Path, *tracking: str) -> list[str]:
 
 
 def test_metrics_and_progress_are_told_always(tmp_path: Path):
-    assert names(tmp_path) == ["JsonlMetrics", "ProgressReport"]
+    assert names(tmp_path) == ["JsonlMetrics", "ProgressReport", "PredictionCheck"]
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "log.txt"}
 
 
 def test_tensorboard_is_told_where_the_job_says_so(tmp_path: Path):
-    assert names(tmp_path, "tensorboard") == ["JsonlMetrics", "ProgressReport", "TensorBoard"]
+    assert names(tmp_path, "tensorboard") == ["JsonlMetrics", "ProgressReport", "PredictionCheck", "TensorBoard"]
     assert list((tmp_path / "tensorboard").iterdir())
 
 

@@ -11,12 +11,17 @@ from velocity.errors import UserError
 from velocity.training.callbacks.callback import Callback
 from velocity.training.callbacks.guard import Guarded
 from velocity.training.callbacks.jsonl import JsonlMetrics
+from velocity.training.callbacks.prediction import PredictionCheck
 from velocity.training.callbacks.progress import ProgressReport
 
 
 def build_callbacks(folder: Path, job: Mapping[str, Any], total: int, done: int) -> list[Callback]:
-    """metrics.jsonl and the progress report, and what `tracking` names."""
-    always: list[Callback] = [JsonlMetrics(folder / "metrics.jsonl"), ProgressReport(folder, total, done)]
+    """metrics.jsonl, the progress report and the check of the plan, and what `tracking` names."""
+    always: list[Callback] = [
+        JsonlMetrics(folder / "metrics.jsonl"),
+        ProgressReport(folder, total, done),
+        PredictionCheck(folder / "plan.json"),
+    ]
     return always + [Guarded(name, _tracker(name, folder, job, done)) for name in job["tracking"]]
 
 

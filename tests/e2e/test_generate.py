@@ -141,7 +141,7 @@ def test_a_job_answers_with_the_model_that_the_job_before_it_made(chain: Path) -
 def test_a_run_leaves_what_the_design_names_and_nothing_else(chain: Path) -> None:
     names = {path.name for path in (chain / "run").iterdir()}
     assert names == {
-        "job.yaml", "deepspeed.json", "environment.json", "metrics.jsonl", "status.json", "log.txt",
+        "job.yaml", "deepspeed.json", "plan.json", "environment.json", "metrics.jsonl", "status.json", "log.txt",
         "completions.jsonl",
     }  # fmt: skip
     environment = json.loads((chain / "run" / "environment.json").read_text())

@@ -75,7 +75,7 @@ def test_a_system_without_libaio_is_told_what_to_do(tmp_path: Path, reader: type
     reader.compatible = False
     with pytest.raises(UserError, match="needs libaio") as caught:
         prepare_disk(tmp_path / "velocity-1", Ranks())
-    assert "offload.parameters: cpu" in caught.value.problems[0].fix
+    assert "use cpu in place of nvme" in caught.value.problems[0].fix
     assert reader.loaded == 0
 
 

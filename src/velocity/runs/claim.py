@@ -78,7 +78,8 @@ def claim(loaded: LoadedJob[Job], manifest: Manifest, hardware: Mapping[str, Any
     assert isinstance(processes, int), "the planner resolves launch.processes"
     write_atomically(run.job, render(loaded))
     write_atomically(run.deepspeed, json.dumps(manifest.deepspeed, indent=1) + "\n")
-    write_atomically(run.deepspeed_origins, json.dumps(dict(manifest.origins), indent=1) + "\n")
+    if manifest.origins:
+        write_atomically(run.deepspeed_origins, json.dumps(dict(manifest.origins), indent=1) + "\n")
     write_atomically(run.environment, json.dumps(_environment(manifest, hardware, processes), indent=1) + "\n")
     _collect_rejected(run, manifest.rejected)
     run.begin(manifest.hash)

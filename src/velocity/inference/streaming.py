@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from velocity.distributed.comm import Ranks
 from velocity.distributed.ds_config import Shapes
 from velocity.errors import UserError
+from velocity.models.layers import layers_of
 from velocity.terminal import say
 
 SWAPPED_BYTES = 1 << 20  # a rank's share of a parameter that is smaller stays in memory
@@ -26,18 +26,12 @@ def shapes_of(folder: Path, dtype: torch.dtype, world_size: int, *, remote_code:
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=remote_code)
     counts = [parameter.numel() for parameter in model.parameters()]
-    layers = [sum(p.numel() for p in layer.parameters()) for layer in _layers(model)]
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in layers_of(model)]
     own = [
         sum(p.numel() // world_size * dtype.itemsize >= SWAPPED_BYTES for p in module.parameters(recurse=False))
         for module in model.modules()
     ]
     return Shapes(max(counts), max(layers, default=max(counts)), max(own))
-
-
-def _layers(model: nn.Module) -> list[nn.Module]:
-    """The modules of the longest list of them: a transformer's layers."""
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len, default=[])
 
 
 def prepare_disk(folder: Path, ranks: Ranks) -> None:

@@ -71,7 +71,7 @@ def velocity(job_file: Path, *, overrides: tuple[str, ...]) -> PairPass:
     losses: list[float] = []
     parts = Parts(
         engine=built.engine, objective=build_objective(job, reference), micro_batches=loader.micro_batches,
-        eval_sets={}, checkpoints=Checkpoints(Path(job.output), 1, first=True), callbacks=[_Losses(losses)],
+        eval_sets={}, checkpoints=Checkpoints(Path(job.output), job.checkpoint, ranks), callbacks=[_Losses(losses)],
         optimizer=job.optimizer, stopping=lambda: False, seed=lambda step: None, measure=lambda speed: {},
     )  # fmt: skip
     total = loader.steps(1)
@@ -101,6 +101,8 @@ class _Losses:
     def on_eval(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None: ...
 
     def on_phase(self, what: str) -> None: ...
+
+    def on_save(self, report: Any) -> None: ...
 
     def close(self) -> None: ...
 

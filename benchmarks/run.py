@@ -24,6 +24,7 @@ SCRIPTS: Mapping[str, Sequence[str]] = {
     "generate_throughput": ("model", "chats"),
     "stream_memory": (),
     "plan_accuracy": (),
+    "checkpoint_cost": (),
 }
 
 

@@ -110,6 +110,8 @@ def _trainer(job: Any, inputs: Any, loader: Any, lines: list[Mapping[str, float]
 
         def on_phase(self, what: str) -> None: ...
 
+        def on_save(self, report: Any) -> None: ...
+
         def close(self) -> None: ...
 
     total = loader.steps(1)
@@ -117,8 +119,8 @@ def _trainer(job: Any, inputs: Any, loader: Any, lines: list[Mapping[str, float]
     built = build_engine(job, inputs.model_folder, deepspeed_config(job, 1), mesh)
     parts = Parts(
         engine=built.engine, objective=build_objective(job), micro_batches=loader.micro_batches, eval_sets={},
-        checkpoints=Checkpoints(Path(job.output), 1, first=True), callbacks=[Collector()], optimizer=job.optimizer,
-        stopping=lambda: False, seed=lambda step: None, measure=lambda speed: {},
+        checkpoints=Checkpoints(Path(job.output), job.checkpoint, comm.from_environment()), callbacks=[Collector()],
+        optimizer=job.optimizer, stopping=lambda: False, seed=lambda step: None, measure=lambda speed: {},
     )  # fmt: skip
     return Trainer(parts, Plan(total, total, total), TrainState()), _attention(built.scorer.model)
 

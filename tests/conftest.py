@@ -19,6 +19,14 @@ def pool() -> Iterator[Pool]:
 
 
 @pytest.fixture(scope="session")
+def pool1() -> Iterator[Pool]:
+    """One rank alone, under DeepSpeed."""
+    made = Pool(1)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
 def pool4() -> Iterator[Pool]:
     """Four ranks: data beside a second axis."""
     made = Pool(4)

@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from tests.making import chat, job_data, tiny_model_folder, write_job, write_jsonl
+from velocity.checkpoints.background import Report
+from velocity.checkpoints.pieces import part_of, pieces_of, write
 from velocity.config.job import LoadedJob
 from velocity.config.load import load_job
 from velocity.config.training import TrainingJob
 from velocity.data.corpus import Corpus
 from velocity.data.loader import Share, TrainLoader
 from velocity.data.prepare import Preparation
-from velocity.distributed.comm import Ranks
+from velocity.distributed.comm import Ranks, wait_for_all
 from velocity.distributed.deepspeed_engine import DeepSpeedEngine
 from velocity.distributed.ds_config import deepspeed_config
 from velocity.distributed.engine import TrainEngine
@@ -81,6 +83,7 @@ def make_job(folder: Path, changes: Mapping[str, Any]) -> TrainingJob:
     data["strategy"]["offload"] = {"optimizer": "none", "parameters": "none"}
     data["batch"] = {"rows": 8, "micro": 2}
     data["launch"] = {"processes": 1}
+    data["checkpoint"] = {"background": True}
     for key, value in changes.items():
         *sections, name = key.split(".")
         section = data
@@ -113,6 +116,7 @@ class Recorder:
         self.lines: list[dict[str, float]] = []
         self.evaluations: list[Any] = []
         self.phases: list[str] = []
+        self.saves: list[Report] = []
 
     def on_step(self, line: Mapping[str, float]) -> None:
         self.lines.append(dict(line))
@@ -122,6 +126,9 @@ class Recorder:
 
     def on_phase(self, what: str) -> None:
         self.phases.append(what)
+
+    def on_save(self, report: Report) -> None:
+        self.saves.append(report)
 
     def close(self) -> None:
         pass
@@ -162,6 +169,14 @@ def take_steps(job: TrainingJob, engine: TrainEngine, ranks: Ranks, steps: int =
     """(loss, gradient norm) of so many steps behind the first `start`, by the trainer itself."""
     recorder = Recorder()
     return _take(parts_of(job, engine, ranks, recorder), recorder, steps, start)
+
+
+def save_engine(engine: TrainEngine, folder: Path, ranks: Ranks) -> None:
+    """The folder holds the engine's weights and optimizer state, on every rank's return."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, flats in enumerate(engine.flats()):
+        write(folder / part_of(ranks.rank, number), pieces_of(flats))
+    wait_for_all()
 
 
 def _take(parts: Parts, recorder: Recorder, steps: int, start: int = 0) -> Steps:
@@ -217,7 +232,7 @@ def parts_of(  # noqa: PLR0913 - what a trainer is made of
         objective=build_objective(job, reference),
         micro_batches=(loader or loader_of(job, ranks)).micro_batches,
         eval_sets={},
-        checkpoints=Checkpoints(Path(job.output) / "checkpoints", 3, first=ranks.first),
+        checkpoints=Checkpoints(Path(job.output) / "checkpoints", job.checkpoint, ranks),
         callbacks=[recorder],
         optimizer=job.optimizer,
         stopping=lambda: False,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from tests.making import write_job, write_jsonl
 from velocity import cli
 from velocity.config.load import load_job, schema
 from velocity.config.resolved import render
+from velocity.process import STOPS
 from velocity.runs.folder import RunFolder
 
 HEAVY = {"torch", "transformers", "deepspeed", "datasets"}
@@ -200,3 +204,52 @@ def test_arguments_are_those_of_the_process_where_none_are_given(monkeypatch: py
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
+
+
+@pytest.fixture(name="_handlers")
+def _handlers_stay() -> Iterator[None]:
+    """Signals do in this process what they did before."""
+    before = {number: signal.getsignal(number) for number in STOPS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_handlers")
+@pytest.mark.parametrize(("count", "status"), [(1, 0), (2, 75)])
+def test_behind_a_job_that_was_done_before_it_could_be_stopped_no_further_one_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], count: int, status: int
+):
+    from velocity import start
+
+    ran: list[Path] = []
+
+    def run_one(job: Any, **_: Any) -> bool:
+        ran.append(job.path)
+        return True
+
+    monkeypatch.setattr(start, "check_ahead", lambda jobs, fresh: None)
+    monkeypatch.setattr(start, "run_one", run_one)
+    jobs = [str(write_job(tmp_path / str(number) / "job.yaml")) for number in range(count)]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", *jobs])
+    assert (ended.value.code, list(map(str, ran))) == (status, jobs[:1])
+    assert ("run the same command to go on" in capsys.readouterr().err) == (status == 75)
+
+
+def test_the_second_signal_before_a_rank_has_started_ends_the_command_at_once():
+    code = """
+import os, signal, time
+from velocity import cli
+from velocity.process import hear_stops
+hear_stops(cli._stop)
+try:
+    os.kill(os.getpid(), signal.SIGUSR1)
+    time.sleep(20)
+except KeyboardInterrupt:  # it clears up, which takes a while
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 75
+    assert done.stderr == "error: stopped at once, before the first step\n  fix:   run the same command to go on\n"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import signal
+import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from velocity.errors import InterruptedRun, JobError, UserError, VelocityError, from_system
-from velocity.terminal import progress_line, say
+from velocity.process import hear_stops
+from velocity.terminal import keep_secrets, progress_line, say
 
 if TYPE_CHECKING:
     from velocity.config.job import LoadedJob
@@ -36,21 +38,42 @@ def run(
     ] = False,
 ) -> None:
     """Run job files in order. A finished one is skipped, a stopped one goes on."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a KeyboardInterrupt
-    loaded_jobs = _load(jobs, processes)  # first: a wrong job file is refused before anything heavy is imported
-    from velocity import start
-
-    if dry_run:
-        for resolved, _ in map(start.resolve_ahead, start.with_earlier(loaded_jobs)):
-            _print_dry(resolved)
-        return
+    started = time.time()
+    hear_stops(_stop)
     try:
-        if len(loaded_jobs) > 1:
-            start.check_ahead(loaded_jobs, fresh=fresh)
-        for loaded in loaded_jobs:
-            start.run_one(loaded, fresh=fresh)
+        loaded_jobs = _load(jobs, processes)  # first: a wrong job file is refused before anything heavy is imported
+        if dry_run:
+            _print_dry(loaded_jobs)
+        else:
+            _run(loaded_jobs, fresh=fresh, started=started)
     except KeyboardInterrupt:  # while inputs are prepared; a run that has begun ends by itself, and saves
         raise InterruptedRun("stopped before the first step", fix="run the same command to go on") from None
+
+
+def _run(loaded_jobs: list[LoadedJob[Any]], *, fresh: bool, started: float | None) -> None:
+    """All of them are done; KeyboardInterrupt where we were asked to stop, and one is left."""
+    from velocity import start
+
+    if len(loaded_jobs) > 1:
+        start.check_ahead(loaded_jobs, fresh=fresh)
+    for number, loaded in enumerate(loaded_jobs, 1):
+        asked = start.run_one(loaded, fresh=fresh, started=started)
+        if asked and number < len(loaded_jobs):
+            raise KeyboardInterrupt
+        started = None  # the next one's clock begins with it
+
+
+def _stop(_: int) -> NoReturn:
+    """The first signal ends what we do in good order, a further one at once."""
+    hear_stops(_stop_at_once)
+    raise KeyboardInterrupt
+
+
+def _stop_at_once(_: int) -> NoReturn:
+    try:
+        say("error: stopped at once, before the first step\n  fix:   run the same command to go on")
+    finally:
+        os._exit(InterruptedRun.exit_status)
 
 
 @app.command()
@@ -148,22 +171,24 @@ def _load(arguments: list[str], processes: int | None) -> list[LoadedJob[Any]]:
     return [load_job(Path(file), overrides) for file in files]
 
 
-def _print_dry(resolved: LoadedJob[Any]) -> None:
+def _print_dry(loaded_jobs: list[LoadedJob[Any]]) -> None:
+    from velocity import start
     from velocity.config.resolved import render
     from velocity.launch import local
     from velocity.runs.folder import RunFolder
-    from velocity.start import family_of
 
-    folder = RunFolder(resolved.job.output)
-    print(render(resolved), end="")
-    module, count = family_of(resolved.job).module, int(resolved.job.launch.processes)
-    print("#", " ".join(local.render(module, folder.path, folder.failures, count)))
+    for resolved, _ in map(start.resolve_ahead, start.with_earlier(loaded_jobs)):
+        folder = RunFolder(resolved.job.output)
+        print(render(resolved), end="")
+        module, count = start.family_of(resolved.job).module, int(resolved.job.launch.processes)
+        print("#", " ".join(local.render(module, folder.path, folder.failures, count)))
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; an error is printed without a traceback and becomes the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    keep_secrets()
     try:
         app([argument for argument in arguments if argument != "--debug"], standalone_mode=True)
     except Exception as error:

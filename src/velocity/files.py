@@ -1,19 +1,23 @@
-"""Files and folders that are whole or do not exist: written aside, synced, renamed. It knows no other module."""
+"""Files and folders that are whole or do not exist: written aside, synced, renamed; and whom else they are open to."""
 
 from __future__ import annotations
 
 import glob
 import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from velocity.secrets import scrub
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The file holds `text`, whole or not at all, even after a power cut."""
+    """The file holds `text` without the secrets in it, whole or not at all, even after a power cut."""
     with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(scrub(text), encoding="utf-8")
 
 
 @contextmanager
@@ -54,6 +58,43 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync(folder.parent)
+
+
+def make_private(folder: Path) -> None:
+    """The folder exists. A new one is closed to others, and open to the group as the umask says; an empty one, too."""
+    folder.mkdir(mode=0o770, parents=True, exist_ok=True)
+    mode = folder.stat().st_mode
+    if mode & stat.S_IWOTH and not any(folder.iterdir()):
+        with suppress(PermissionError):  # it is another user's
+            folder.chmod(stat.S_IMODE(mode) & 0o7770)
+
+
+def why_untrusted(folder: Path, *, shared: bool = False) -> str | None:
+    """Who else may have changed what lies in the folder; None where nobody may.
+
+    Its owner and root may. Root trusts every owner: in a container it is nobody else. A folder that is `shared` may be
+    another user's. Where the file system keeps neither owners nor modes nothing can be said.
+    """
+    status = folder.stat()
+    why = _distrust(status.st_uid, status.st_mode, os.geteuid(), shared=shared)
+    return why if why and _keeps_modes(folder) else None
+
+
+def _distrust(owner: int, mode: int, user: int, *, shared: bool) -> str | None:
+    if not shared and user != 0 and owner not in (0, user):
+        return f"it belongs to another user ({owner})"
+    return "anybody may write into it" if mode & stat.S_IWOTH else None
+
+
+def _keeps_modes(folder: Path) -> bool:
+    """False where a folder that we make with other modes looks the same: a mount of a Windows share, some volumes."""
+    try:
+        made = Path(tempfile.mkdtemp(prefix=".modes-", dir=folder))
+    except OSError:
+        return True
+    status = made.stat()
+    made.rmdir()
+    return status.st_uid == os.geteuid() and not status.st_mode & stat.S_IWOTH
 
 
 def located(error: OSError, path: Path) -> OSError:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from velocity.checkpoints import restore, store
+from velocity.checkpoints.commit import committed, step_of
 from velocity.config.generate import GenerateJob
 from velocity.config.job import Job, LoadedJob, placed
 from velocity.config.load import TASKS
@@ -28,6 +31,7 @@ from velocity.runs.chain import model_ahead
 from velocity.runs.claim import Manifest, check_startable, claim, is_complete
 from velocity.runs.folder import RunFolder
 from velocity.runs.prediction import PROBE_STEPS
+from velocity.runs.restarts import Restarts
 from velocity.terminal import progress_line, say
 from velocity.training import setup as training
 from velocity.training.callbacks.build import check_installed
@@ -60,8 +64,11 @@ class Family:
     summary: Callable[[Any], str]
     explain: Callable[[Any, Hardware, Path], dict[str, Any]]  # what plan.json says of it
     thriftier: Callable[[Any, Hardware, Path], AnyLoaded | None] = lambda *given: None  # the plan after that one
+    roomier: Callable[[Any, Hardware, Path], str | None] = lambda *given: None  # what to set where memory was full
     thrifty: Callable[[Any], bool] = lambda job: False  # trades speed for memory
     check_installed: Callable[[Any], None] = lambda job: None  # UserError where a package is missing
+    check_mirror: Callable[..., None] = lambda job, *, fresh: None  # UserError where it cannot be used
+    fetch: Callable[[Any, Path], object] = lambda job, folder: None  # what an earlier attempt left elsewhere
 
 
 def _spread(job: TrainingJob) -> str:
@@ -71,6 +78,18 @@ def _spread(job: TrainingJob) -> str:
 def _packages(job: TrainingJob) -> None:
     check_installed(job.tracking)
     training.check_installed(job.optimizer)
+    if job.checkpoint.mirror is not None:
+        store.check_installed(job.checkpoint.mirror)
+
+
+def _mirror(job: TrainingJob, *, fresh: bool) -> None:
+    if job.checkpoint.mirror is not None and (fresh or not committed(RunFolder(job.output).checkpoints)):
+        restore.check(job.checkpoint.mirror, fresh=fresh)
+
+
+def _from_mirror(job: TrainingJob, folder: Path) -> None:
+    if job.checkpoint.mirror is not None:
+        restore.restore(job.checkpoint.mirror, folder)
 
 
 def _engine(job: GenerateJob) -> str:
@@ -92,7 +111,8 @@ def _inference_explained(loaded: LoadedJob[GenerateJob], hardware: Hardware, fol
 FAMILIES: Mapping[type[Job], Family] = {
     TrainingJob: Family(
         "velocity.training.run", training_plan.resolve, training.prepare_inputs, _spread, _training_explained,
-        thriftier=training_plan.thriftier, check_installed=_packages,
+        thriftier=training_plan.thriftier, roomier=training_plan.roomier, check_installed=_packages,
+        check_mirror=_mirror, fetch=_from_mirror,
     ),
     GenerateJob: Family(
         "velocity.inference.run", inference_plan.resolve, inference.prepare_inputs, _engine, _inference_explained,
@@ -140,13 +160,19 @@ def check_ahead(loaded_jobs: Sequence[AnyLoaded], *, fresh: bool) -> None:
         with placed(loaded.origins):
             family_of(loaded.job).check_installed(loaded.job)
             check_startable(loaded, fresh=fresh)
+            family_of(loaded.job).check_mirror(loaded.job, fresh=fresh)
     for resolved, model_folder in map(resolve_ahead, with_earlier(loaded_jobs)):
         with placed(resolved.origins):
             family_of(resolved.job).prepare(resolved.job, model_folder, progress_line())
 
 
-def run_one(loaded: AnyLoaded, *, fresh: bool) -> None:
-    """The job is done: a rank a process did it. Nothing happens where it was done before."""
+def run_one(loaded: AnyLoaded, *, fresh: bool, started: float | None = None) -> bool:
+    """The job is done: a rank a process did it. Nothing happens where it was done before.
+
+    `started` is when the clock of its `duration.wall_clock` began, in seconds since 1970: now if left out. True where
+    we were asked to stop meanwhile, and the job was done before it could.
+    """
+    started = time.time() if started is None else started
     resolved, model_folder = resolve(loaded)
     job, family = resolved.job, family_of(resolved.job)
     with RunFolder(job.output).owned():
@@ -156,26 +182,57 @@ def run_one(loaded: AnyLoaded, *, fresh: bool) -> None:
             inputs = family.prepare(job, model_folder, progress_line())
         if is_complete(resolved, inputs.hash) and not fresh:
             say(f"{job.output} is complete: the same job with the same inputs; nothing to do")
-            return
+            return False
+        return _attempts(loaded, resolved, inputs, model_folder, fresh=fresh, started=started)
+
+
+def _attempts(
+    loaded: AnyLoaded, resolved: AnyLoaded, inputs: Inputs, model_folder: Path, *, fresh: bool, started: float
+) -> bool:
+    """The job is done: started again where a rank was lost, and once with a thriftier plan where memory ran out.
+
+    True where we were asked to stop meanwhile.
+    """
+    folder, restarts = RunFolder(resolved.job.output), Restarts(resolved.job.launch.max_restarts)
+    asked, thriftier_next = loaded, True
+    while True:
+        ended = _attempt(resolved, asked, inputs, model_folder, fresh=fresh, started=started)
+        fresh = False
         try:
-            _attempt(resolved, loaded, inputs, model_folder, fresh=fresh)
+            conclude(folder, ended.status, asked=ended.asked)
         except MemoryFull as error:
-            thriftier = _thriftier(loaded, model_folder)
+            thriftier = _thriftier(loaded, model_folder) if thriftier_next else None
             if thriftier is None:
-                raise
+                raise _remedied(error, resolved, model_folder) from None
             say(f"{str(error).splitlines()[0]}; once more, with a thriftier plan")
-            _attempt(thriftier, thriftier, inputs, model_folder, fresh=False)
+            resolved, asked, thriftier_next = thriftier, thriftier, False
+        except JobError:
+            answer = restarts.after(failure.cause(folder.failures))
+            if ended.asked:
+                raise
+            if answer.said:
+                say(answer.said)
+            if not answer.again:
+                raise
+            failure.set_aside(folder.failures, f"attempt-{restarts.done}")
+        else:
+            return ended.asked
 
 
-def _attempt(resolved: AnyLoaded, asked: AnyLoaded, inputs: Inputs, model_folder: Path, *, fresh: bool) -> None:
-    """The job is done as resolved; the run folder says what of what was asked made the planner choose so."""
+def _attempt(
+    resolved: AnyLoaded, asked: AnyLoaded, inputs: Inputs, model_folder: Path, *, fresh: bool, started: float
+) -> local.Ended:
+    """The job was started as resolved, and has ended; the run folder says what made the planner choose so."""
     job, family, hardware = resolved.job, family_of(resolved.job), _machine()
     folder = claim(resolved, inputs.manifest(job), hardware.describe(), fresh=fresh)
+    folder.set_status("running", started=started)
+    if not fresh:
+        family.fetch(job, folder.path)
     write_atomically(folder.plan, json.dumps(family.explain(asked, hardware, model_folder), indent=1) + "\n")
     count = int(job.launch.processes)
     say(f"{resolved.path}: {job.task} on {count} process(es), {family.summary(job)} → {folder.path}")
     added = local.environment(count, hardware.cores, gpus=bool(hardware.gpus), thrifty=family.thrifty(job))
-    conclude(folder, local.run(local.render(family.module, folder.path, folder.failures, count), added))
+    return local.run(local.render(family.module, folder.path, folder.failures, count), added)
 
 
 def _thriftier(loaded: AnyLoaded, model_folder: Path) -> AnyLoaded | None:
@@ -185,19 +242,30 @@ def _thriftier(loaded: AnyLoaded, model_folder: Path) -> AnyLoaded | None:
     return family_of(loaded.job).thriftier(loaded, _machine(), model_folder)
 
 
-def conclude(folder: RunFolder, exit_status: int) -> None:
-    """Nothing where the run is complete; else the error that says why not."""
+def _remedied(error: MemoryFull, resolved: AnyLoaded, model_folder: Path) -> MemoryFull:
+    """The error; its fix is what the planner says would fit, where it can."""
+    fix = family_of(resolved.job).roomier(resolved, _machine(), model_folder)
+    if fix is None:
+        return error
+    what, where = [*str(error).splitlines(), ""][:2]
+    remedied = MemoryFull(what, where.removeprefix("  where: "), fix)
+    remedied.trace = error.trace
+    return remedied
+
+
+def conclude(folder: RunFolder, exit_status: int, *, asked: bool = False) -> None:
+    """Nothing where the run is complete, though we were `asked` to stop; else the error that says why not."""
     status = folder.status()
-    if exit_status == 0 and status["state"] == "complete":
+    if status["state"] == "complete" and (exit_status == 0 or asked):
         say(f"done: {folder.result}")
         return
     # where a rank was killed its node ends the others, which stop in good order: that is no interruption
     if status["state"] == "interrupted" and exit_status == InterruptedRun.exit_status:
         raise InterruptedRun(status["why"])
     if exit_status == InterruptedRun.exit_status:
-        why = "stopped before it could save"
+        why = f"stopped before it could save; {_kept(folder)}"
         folder.set_status("interrupted", why=why)
-        raise InterruptedRun(why, str(folder.path), "run the same command to go on from the last checkpoint")
+        raise InterruptedRun(why, str(folder.path), "run the same command to go on")
     cause = failure.cause(folder.failures)
     with contextlib.suppress(OSError):  # the disk may be full, which is what we are about to say
         folder.set_status("failed", cause=cause and cause["what"])
@@ -205,7 +273,18 @@ def conclude(folder: RunFolder, exit_status: int) -> None:
         raise JobError(
             f"the job ended with status {exit_status}, and no rank could say why", str(folder.path), "was memory short?"
         )
-    kind = MemoryFull if cause["kind"] == MemoryFull.__name__ else JobError
+    # asked to stop, we try nothing else
+    kind = MemoryFull if cause["kind"] == MemoryFull.__name__ and not asked else JobError
     error = kind(cause["what"], "" if "where:" in cause["what"] else f"{folder.failures}")
-    error.exit_status, error.trace = cause["exit_status"], cause["trace"]
+    if cause["hung"] and cause["trace"]:
+        say(f"the stack of rank {cause['rank']}, the innermost call first:\n{cause['trace'].rstrip()}")
+    error.exit_status = cause["exit_status"]
+    error.trace = "\n".join(filter(None, [cause["trace"].rstrip(), failure.followed(folder.failures)]))
     raise error
+
+
+def _kept(folder: RunFolder) -> str:
+    """What a run that was cut off goes on from."""
+    if whole := committed(folder.checkpoints):
+        return f"the last whole checkpoint is of step {step_of(whole[-1])}"
+    return "finished rows are kept" if folder.shards.is_dir() else "there is no checkpoint yet"

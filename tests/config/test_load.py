@@ -157,3 +157,39 @@ def test_the_schema_takes_the_jobs_of_every_task_and_none_with_a_key_of_another(
         assert conforms(job, whole, whole["$defs"])
     for wrong in ({**training, "generation": {}}, {**generate, "duration": {"steps": 1}}, {**training, "task": "all"}):
         assert not conforms(wrong, whole, whole["$defs"])
+
+
+OF_PASSWORD = "the value of the environment variable MY_PASSWORD"
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "what"),
+    [
+        ("data.train=https://h/a.jsonl?X-Amz-Signature=f00d", "data.train.0.path", "credentials in an address"),
+        ("model=runs/not-to-be-seen-7", "model.path", OF_PASSWORD),
+        ("data.eval={not-to-be-seen-7: a}", "data.eval.***.0.path", OF_PASSWORD),
+        ("model.revision=hf_" + "aB1" * 12, "model.revision", "a token"),
+        ("deepspeed.comet.api_key=0123abcd", "deepspeed.comet.api_key", "what its name calls a secret"),
+        ("adapter={targets: [q_proj, not-to-be-seen-7]}", "adapter.targets", OF_PASSWORD),
+    ],
+)
+def test_a_job_that_holds_a_secret_is_refused_without_telling_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, key: str, what: str
+):
+    monkeypatch.setenv("MY_PASSWORD", "not-to-be-seen-7")
+    said = problem(tmp_path, TEXT, override)
+    assert said[0] == f"{key} holds {what}"
+    assert said[1] == "  where: command line" and "environment" in said[2]
+
+
+def test_a_secret_in_a_file_is_placed(tmp_path: Path):
+    said = problem(tmp_path, TEXT.replace("path: b.jsonl", "path: https://h/b.jsonl?sig=f00d"))
+    assert said[1] == "  where: job.yaml:7"
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.train=https://h/a.jsonl?version=3", "deepspeed.comet.api_key=short", "data.train.0.fields={text: api_key}"],
+)
+def test_a_job_without_secrets_is_not_refused(tmp_path: Path, override: str):
+    assert load(tmp_path, TEXT, override)

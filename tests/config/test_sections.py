@@ -52,6 +52,22 @@ def test_one_evaluation_source_is_the_set_named_eval_and_a_mapping_names_several
         assert DataConfig.model_validate({"train": "t", "eval": given}).eval == named
 
 
+@pytest.mark.parametrize("mirror", [None, "a/folder", "~/a@b", "s3://bucket", "gs://bucket/run", "az://container/run"])
+def test_a_mirror_is_a_folder_or_an_object_store(mirror: str | None):
+    assert CheckpointConfig(mirror=mirror).mirror == mirror
+
+
+@pytest.mark.parametrize("mirror", ["https://host/run", "s3://", "file:///a", "s3://bucket/run?sig=abc", "s3:///run"])
+def test_another_address_is_no_mirror(mirror: str):
+    with pytest.raises(ValidationError, match="a mirror is a folder, or an address such as s3://bucket/run"):
+        CheckpointConfig(mirror=mirror)
+
+
+def test_a_mirrors_address_holds_no_secret():
+    with pytest.raises(ValidationError, match="must not hold a user or password"):
+        CheckpointConfig(mirror="s3://key:secret@bucket/run")
+
+
 def test_short_forms_leave_what_is_long_already_as_it_is():
     assert path_to_mapping({"path": "a"}) == {"path": "a"} == path_to_mapping("a")
     assert one_to_list(["a"]) == ["a"] == one_to_list("a")
@@ -68,6 +84,28 @@ def test_the_global_batch_is_given_once(size: dict[str, int]):
 def test_training_has_one_end(end: dict[str, int]):
     with pytest.raises(ValidationError, match="give one end"):
         DurationConfig.model_validate(end)
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [("45s", 45), ("90m", 5400), ("1h30m", 5400), ("1.5h", 5400), ("12h", 43200), ("2d", 172800), ("1d12h", 129600),
+     (90, 90), (0.5, 0.5), (None, None)],
+)  # fmt: skip
+def test_the_time_of_an_attempt_is_in_days_hours_minutes_and_seconds_and_beside_the_one_end(
+    given: Any, seconds: float | None
+):
+    duration = DurationConfig(steps=3, wall_clock=given)
+    assert duration.wall_clock_seconds == seconds
+    assert duration.wall_clock == given, "the resolved job says what the user wrote"
+    assert duration.end == DurationConfig(steps=3).end
+    with pytest.raises(ValidationError, match="give one end"):
+        DurationConfig(wall_clock=given)
+
+
+@pytest.mark.parametrize("given", ["", "90", "h", "30m1h", "1w", "-5m", "0s", "1:30", 0, -1, True, [60], float("inf")])
+def test_what_is_no_time_is_refused_and_what_is_one_is_named(given: Any):
+    with pytest.raises(ValidationError, match=r"days, hours, minutes, seconds as in 2d, 12h, 1h30m, 45s, or a number"):
+        DurationConfig(steps=3, wall_clock=given)
 
 
 def test_an_optimizer_is_chosen_by_its_kind_and_is_adamw_without_one():

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from tests.data.stores import answered, sequence, write_store
+from tests.making import flip
 from velocity.data.encode import TokenSequence
-from velocity.data.store import Block, SequenceStore, StoreWriter, open_or_build
+from velocity.data.store import Block, SequenceStore, StoreWriter, open_cache, open_or_build
+from velocity.errors import UserError
 
 SEQUENCES = [sequence([100 * n + i for i in range(n)], [i % 2 for i in range(n)]) for n in (3, 1, 4, 1, 5, 9)]
 
@@ -34,7 +36,7 @@ def write(folder: Path) -> None:
 
 @pytest.fixture(name="store")
 def _store(tmp_path: Path) -> SequenceStore:
-    return open_or_build(tmp_path / "store", write)
+    return open_or_build(tmp_path / "store", write, tmp_path / "notes")
 
 
 def test_every_sequence_comes_back_across_record_batches(store: SequenceStore):
@@ -78,7 +80,7 @@ def write_pairs(folder: Path) -> None:
 
 
 def test_the_parts_of_a_sequence_and_whether_it_is_desirable_come_back(tmp_path: Path):
-    store = open_or_build(tmp_path / "store", write_pairs)
+    store = open_or_build(tmp_path / "store", write_pairs, tmp_path / "notes")
     for index in (4, 0, 3, 1, 2):
         assert store[index].parts == PAIRS[index].parts, index
         assert store[index].desirable is PAIRS[index].desirable, index
@@ -141,13 +143,32 @@ def test_opening_reads_no_sequence(store: SequenceStore):
 
 
 def test_a_store_that_is_there_is_not_built_again(tmp_path: Path, store: SequenceStore):
-    again = open_or_build(store.folder, lambda folder: pytest.fail("built again"))
+    again = open_or_build(store.folder, lambda folder: pytest.fail("built again"), tmp_path / "notes")
     assert again[5].ids.tolist() == store[5].ids.tolist()
+
+
+@pytest.mark.parametrize("name", ["sequences.arrow", "lengths.npy", "stats.json", "seal.json"])
+@pytest.mark.parametrize("how", ["a bit", "torn", "gone"])
+def test_a_store_that_was_damaged_is_said_and_built_again(
+    tmp_path: Path, store: SequenceStore, name: str, how: str, capsys: pytest.CaptureFixture[str]
+):
+    file = store.folder / name
+    if how == "a bit":
+        flip(file, file.stat().st_size // 2)
+    elif how == "torn":
+        os.truncate(file, file.stat().st_size // 2)
+    else:
+        file.unlink()
+    again = open_or_build(store.folder, write, tmp_path / "notes")
+    assert [again[index].ids.tolist() for index in range(6)] == [each.ids.tolist() for each in SEQUENCES]
+    why = f"{name} {'is missing' if how == 'gone' else 'has changed'}"
+    assert f"what was tokenised into {store.folder} is damaged: {why}; it is made again" in capsys.readouterr().err
+    open_or_build(store.folder, lambda folder: pytest.fail("built once more"), tmp_path / "notes")
 
 
 def left_over(folder: Path) -> list[str]:
     """What lies there besides stores and locks."""
-    return [path.name for path in folder.iterdir() if path.is_dir() and path.name != "store"]
+    return [path.name for path in folder.iterdir() if path.is_dir() and path.name not in ("store", "notes")]
 
 
 def test_a_build_that_fails_leaves_nothing_and_the_next_one_succeeds(tmp_path: Path):
@@ -156,9 +177,9 @@ def test_a_build_that_fails_leaves_nothing_and_the_next_one_succeeds(tmp_path: P
         raise ValueError("a bad record")
 
     with pytest.raises(ValueError, match="a bad record"):
-        open_or_build(tmp_path / "store", fail)
+        open_or_build(tmp_path / "store", fail, tmp_path / "notes")
     assert not (tmp_path / "store").exists() and not left_over(tmp_path)
-    assert len(open_or_build(tmp_path / "store", write)) == 6
+    assert len(open_or_build(tmp_path / "store", write, tmp_path / "notes")) == 6
 
 
 def count_and_write(folder: Path) -> None:
@@ -173,7 +194,7 @@ def count_and_write(folder: Path) -> None:
 
 def build_and_report(folder: Path, barrier: Any, results: Any) -> None:
     barrier.wait()
-    store = open_or_build(folder, count_and_write)
+    store = open_or_build(folder, count_and_write, folder.parent / "notes")
     results.put([store[index].ids.tolist() for index in range(len(store))])
 
 
@@ -199,7 +220,7 @@ def build_half(folder: Path) -> None:
 
 def test_a_builder_that_is_killed_half_way_leaves_nothing_that_is_taken_for_whole(tmp_path: Path):
     context = multiprocessing.get_context("fork")
-    builder = context.Process(target=open_or_build, args=(tmp_path / "store", build_half))
+    builder = context.Process(target=open_or_build, args=(tmp_path / "store", build_half, tmp_path / "notes"))
     builder.start()
     while not (tmp_path / "half").exists():
         time.sleep(0.01)
@@ -208,5 +229,15 @@ def test_a_builder_that_is_killed_half_way_leaves_nothing_that_is_taken_for_whol
     builder.join()
     assert not (tmp_path / "store").exists()
     assert left_over(tmp_path), "the killed one could not clean up"
-    assert len(open_or_build(tmp_path / "store", write)) == 6
+    assert len(open_or_build(tmp_path / "store", write, tmp_path / "notes")) == 6
     assert not left_over(tmp_path), "the next one does"
+
+
+def test_a_cache_is_closed_to_others_and_refused_where_they_may_write_into_it(tmp_path: Path):
+    cache = open_cache(str(tmp_path / "cache"))
+    assert not cache.stat().st_mode & 0o007
+    (cache / "sequences").mkdir()
+    assert open_cache(str(cache)) == cache
+    cache.chmod(0o777)
+    with pytest.raises(UserError, match="the cache is not to be trusted: anybody may write into it"):
+        open_cache(str(cache))

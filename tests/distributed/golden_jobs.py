@@ -50,6 +50,13 @@ def rendered(name: str) -> str:
     return json.dumps(deepspeed_config(golden_job(name), RANKS), indent=1) + "\n"
 
 
+def leaves(value: Any, before: str = "") -> set[str]:
+    """The dotted keys of all that is no section of a configuration; an empty section is one."""
+    if not isinstance(value, dict) or not value:
+        return {before.rstrip(".")}
+    return set().union(*(leaves(inner, f"{before}{key}.") for key, inner in value.items()))
+
+
 if __name__ == "__main__":
     for stale in FOLDER.glob("*.json"):
         stale.unlink()

@@ -39,6 +39,7 @@ def test_alone_nothing_is_summed_sent_or_waited_for():
     value = torch.tensor([3.0])
     assert comm.sum_over_ranks(value) is value
     assert comm.from_first("a") == "a"
+    assert comm.gather("a") == ["a"]
     comm.wait_for_all()
     comm.stop()
 
@@ -51,6 +52,7 @@ def _agree(ranks: Ranks) -> dict[str, Any]:
         "who": (ranks.rank, ranks.local_rank, ranks.world_size),
         "sum": total.tolist(),
         "first": comm.from_first({"rank": ranks.rank}),
+        "all": comm.gather([ranks.rank] * ranks.rank),
         "compiles": deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"],
         "backend": torch.distributed.get_backend(),
     }
@@ -62,6 +64,7 @@ def test_two_ranks_agree_on_a_sum_and_on_what_the_first_says(pool: Pool):
     assert first == second
     assert first["sum"] == [2.0, 10.0]  # 1 + 1, 0 + 10
     assert first["first"] == {"rank": 0}
+    assert first["all"] == [[], [1]]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

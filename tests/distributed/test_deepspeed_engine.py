@@ -39,7 +39,7 @@ def _resume(ranks: Ranks, folder: Path, output: Path, changes: dict[str, Any]) -
     """Losses and norms of steps 3 to 6: undisturbed, and by an engine that loads what step 3 left."""
     job = make_job(folder, {"optimizer": ADAMW, "output": str(output), **changes})
     straight, resumed = Recorder(), Recorder()
-    checkpoints = Checkpoints(output / "checkpoints", 3, first=ranks.first)
+    checkpoints = Checkpoints(output / "checkpoints", job.checkpoint, ranks)
     plan = Plan(6, eval_every=10**9, checkpoint_every=3)
     engine = deepspeed_engine(job, ranks)
     Trainer(parts_of(job, engine, ranks, straight), plan, TrainState()).run()

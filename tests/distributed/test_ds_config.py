@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tests.distributed.golden_jobs import CHANGES, FOLDER, RANKS, golden_job, rendered
+from tests.distributed.golden_jobs import CHANGES, FOLDER, RANKS, golden_job, leaves, rendered
 from tests.making import generate_data
 from tests.running import make_job
 from velocity.config.generate import GenerateJob
@@ -151,12 +151,6 @@ def test_each_strategys_configuration_is_the_one_that_was_kept(name: str):
 
 def test_no_configuration_is_kept_that_no_job_makes():
     assert {path.stem for path in FOLDER.glob("*.json")} == set(CHANGES)
-
-
-def leaves(value: Any, before: str = "") -> set[str]:
-    if not isinstance(value, dict) or not value:
-        return {before.rstrip(".")}
-    return set().union(*(leaves(inner, f"{before}{key}.") for key, inner in value.items()))
 
 
 @pytest.mark.parametrize("name", CHANGES)

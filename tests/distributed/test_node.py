@@ -17,25 +17,35 @@ from pathlib import Path
 import pytest
 
 from tests.commands import processes_naming
-from velocity.distributed import failure
+from velocity.distributed import failure, pulse
+from velocity.process import stops_wait
 
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
+from velocity.distributed import pulse
+from velocity.process import hear_stops
 folder, wish, rank = Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
-def asked(number, _):
-    (folder / f"asked-{rank}").write_text(signal.Signals(number).name)
-    sys.exit(0)
-signal.signal(signal.SIGTERM, asked)
+heard = []
+def asked(number):
+    heard.append(signal.Signals(number).name)
+    (folder / f"asked-{rank}").write_text(" ".join(heard))
+hear_stops(asked)
 (folder / f"rank-{rank}").write_text(f"{os.environ['LOCAL_RANK']} of {os.environ['WORLD_SIZE']}")
 while len(list(folder.glob("rank-*"))) < 2:
     time.sleep(0.01)
 if wish == "fails" and rank == 1:
     sys.exit(3)
 if wish == "killed" and rank == 1:
+    pulse.begin(folder / "failures", rank)
+    pulse.at(4, pulse.Place.LEARNS, "learning", ["a.jsonl:7"])
     os.kill(os.getpid(), signal.SIGKILL)
-if wish != "ends":
-    time.sleep(60)
+deadline = time.monotonic() + 60
+while wish != "ends" and not heard and time.monotonic() < deadline:
+    time.sleep(0.01)
+if wish.startswith("SIG"):
+    time.sleep(1)  # it saves, and may hear more of it
+    sys.exit(75)
 """
 
 
@@ -49,13 +59,15 @@ class Run:
         node = [sys.executable, "-m", "velocity.distributed.node", "2", str(folder / "failures")]
         command = [*node, "worker", str(folder), wish]
         environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        with stops_wait():  # as launch/local.py starts it
+            process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         try:
             deadline = time.monotonic() + 60
-            while wish == "stopped" and len(list(folder.glob("rank-*"))) < 2 and time.monotonic() < deadline:
+            while wish.startswith("SIG") and len(list(folder.glob("rank-*"))) < 2 and time.monotonic() < deadline:
                 time.sleep(0.02)
-            if wish == "stopped":
-                process.send_signal(signal.SIGTERM)
+            for name in wish.split() if wish.startswith("SIG") else ():
+                process.send_signal(getattr(signal, name))
+                time.sleep(0.3)
             self.stderr = process.communicate(timeout=60)[1]
         finally:
             process.kill()
@@ -65,7 +77,8 @@ class Run:
         self.left = processes_naming(str(folder))
 
 
-WISHES = ["ends", "fails", "killed", "stopped"]
+SIGNALS = ["SIGUSR1", "SIGINT SIGTERM SIGUSR1"]  # the last as where a cluster sends them to all processes
+WISHES = ["ends", "fails", "killed", *SIGNALS]
 
 
 @pytest.fixture(name="runs", scope="module")
@@ -97,13 +110,18 @@ def test_a_worker_that_a_signal_killed_is_named_with_the_signal(runs: Runs):
     assert run.status == 1
     cause = failure.cause(run.folder / "failures")
     assert cause is not None and cause["rank"] == 1
-    assert cause["what"].splitlines()[:2] == ["a process was killed by SIGKILL", f"  where: rank 1 on {failure.host()}"]
+    assert cause["what"].splitlines()[:2] == [
+        "a process was killed by SIGKILL", f"  where: rank 1 on {pulse.host()}, step 4, records a.jsonl:7",
+    ]  # fmt: skip
+    assert (cause["killed"], cause["step"], cause["records"]) == (True, 4, ["a.jsonl:7"])
 
 
-def test_a_signal_that_asks_to_stop_reaches_every_worker_and_the_end_is_interrupted(runs: Runs):
-    run = runs["stopped"].result()
+@pytest.mark.parametrize("names", SIGNALS)
+def test_a_signal_that_asks_to_stop_reaches_every_worker_once_and_all_have_the_time_to_save(runs: Runs, names: str):
+    run = runs[names].result()
     assert run.status == 75, run.stderr
-    assert (run.wrote["asked-0"], run.wrote["asked-1"]) == ("SIGTERM", "SIGTERM")
+    assert [run.wrote["asked-0"].split()[0], run.wrote["asked-1"].split()[0]] == [names.split()[0]] * 2
+    assert run.stderr == ""
 
 
 @pytest.mark.parametrize("wish", WISHES)

@@ -46,7 +46,7 @@ def _resume(ranks: Ranks, folder: Path, output: Path, precision: str) -> list[li
         (output / "checkpoints" / "step-00000004" / "COMMITTED").unlink()
     torch.distributed.barrier()
     other = built_on(job, ranks).engine
-    state = Checkpoints(output / "checkpoints", 3, first=ranks.first).resume(other)
+    state = Checkpoints(output / "checkpoints", job.checkpoint, ranks).resume(other)
     assert state.step == 2
     Trainer(parts_of(job, other, ranks, resumed), plan, state).run()
     other.engine.destroy()

@@ -39,6 +39,7 @@ from velocity import cli
 from velocity.data.tokenizer import load_tokenizer
 from velocity.inference.probe import plain_logps
 from velocity.inference.text import Spoken
+from velocity.process import STOPS
 
 Done = subprocess.CompletedProcess
 ROWS = 40  # shards of 16, 16 and 8
@@ -243,12 +244,13 @@ def test_a_model_that_is_not_split_right_is_refused_before_a_row_is_answered(uns
 
 def in_process(*arguments: object) -> int:
     """The exit status of the command line, asked in this process."""
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in STOPS}
     try:
         with pytest.raises(SystemExit) as ended:
             cli.main([str(argument) for argument in arguments])
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     assert isinstance(ended.value.code, int)
     return ended.value.code
 

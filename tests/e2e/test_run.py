@@ -12,8 +12,11 @@ import pytest
 import yaml
 
 from tests.commands import losses, start, step_lines, velocity
+from tests.distributed.golden_jobs import leaves
 from tests.making import write_job, write_jsonl
 from tests.running import prepare_folder, ragged_rows
+from velocity.config.load import option_names
+from velocity.distributed.ds_config import RAW
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,7 @@ def test_a_run_leaves_what_the_design_names(trained: Path) -> None:
     assert {
         "job.yaml",
         "deepspeed.json",
+        "deepspeed-origins.json",
         "environment.json",
         "metrics.jsonl",
         "checkpoints",
@@ -50,6 +54,14 @@ def test_a_run_leaves_what_the_design_names(trained: Path) -> None:
     fields = {"step", "loss", "tokens", "learning_rate", "grad_norm", "tokens_per_second", "seconds", "memory_gib"}
     assert fields <= set(step_lines(run)[0])
     assert list((run / "tensorboard").glob("events.*"))
+
+
+def test_what_deepspeed_is_told_has_an_origin_each(trained: Path) -> None:
+    told, why = (json.loads((trained / "run" / f"deepspeed{part}.json").read_text()) for part in ("", "-origins"))
+    assert set(why) == leaves(told)
+    assert why["zero_optimization.stage"] == "strategy.zero" and why["bf16.enabled"] == "strategy.precision"
+    keys = {origin for origin in why.values() if not origin.startswith("Velocity: ") and origin != RAW}
+    assert keys <= set(option_names())
 
 
 def test_evaluation_sets_are_scored_before_during_and_after(trained: Path) -> None:

@@ -406,10 +406,10 @@ def fill_while_tokenising(here: Path, model: Path) -> Full:
 
 
 def fill_at_a_checkpoint(here: Path, model: Path) -> Full:
-    """A run whose output lies on a small disk, and what it left there."""
-    # the model has about 115,000 parameters: a checkpoint holds 2 bytes of each, and 4 of its master weight: 690 kB
+    """A run whose output lies on a disk that is too small for its checkpoints, and what it left there."""
+    # the model has about 115,000 parameters: a checkpoint holds 4 bytes of each, the model itself 2
     write_jsonl(here / "train.jsonl", GOOD)
-    with small_disk(here / "small", 512) as (disk, largest_file):
+    with small_disk(here / "small", 440) as (disk, largest_file):
         overrides = ("strategy.precision=bf16", "strategy.zero=1", "launch.processes=1")
         job = write_job(here / "job.yaml", model=str(model), output=str(disk / "run"))
         done = stopped_by(job, largest_file and largest_file // 2, *overrides)
@@ -439,12 +439,12 @@ def test_a_disk_that_is_full_ends_the_tokenising_and_leaves_no_half_of_a_store(f
     assert not (here / "run").exists()
 
 
-def test_a_disk_that_is_full_at_a_checkpoint_ends_the_run_and_keeps_what_was_there(full_checkpoint: Full):
-    here, done, left = full_checkpoint
-    assert done.returncode == 1, done.stderr
-    assert [json.loads(line)["step"] for line in left["metrics.jsonl"].splitlines()] == [1, 2]
-    assert {"job.yaml", "deepspeed.json", "environment.json"} <= set(left)
-    assert not [path for path in left if path.endswith("COMMITTED") or path.startswith("model/")]
-    _, where, fix = problem(done)
-    assert str(here / "small" / "run") in where
-    assert "free space" in fix
+def test_a_disk_that_is_full_at_a_checkpoint_is_said_loudly_and_the_run_goes_on(full_checkpoint: Full):
+    _, done, left = full_checkpoint
+    assert done.returncode == 0, done.stderr
+    assert re.search("WARNING: no checkpoint of step 2: .*(No space left on device|File too large)", done.stderr)
+    assert "the run goes on, and there is none yet" in done.stderr
+    *steps, saved = [json.loads(line) for line in left["metrics.jsonl"].splitlines()]
+    assert [line["step"] for line in steps] == [1, 2] and saved["checkpoint"]["trouble"]
+    assert any(path.startswith("model/") for path in left), "what the model needs is there again"
+    assert not [path for path in left if "checkpoints/" in path]

@@ -72,7 +72,7 @@ def kill_all(process: subprocess.Popen[str]) -> None:
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGUSR1)
 
 
 def undisturbed(folder: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
+
+import pytest
 
 from tests.commands import losses, processes_naming, start, step_lines, velocity
 from tests.making import write_job
@@ -17,7 +21,7 @@ from tests.running import prepare_folder
 STEPS, EVERY = 60, 7
 
 
-def _job(folder: Path, output: str) -> Path:
+def _job(folder: Path, output: str, **launch: int) -> Path:
     return write_job(
         folder / f"{output}.yaml",
         output=str(folder / output),
@@ -25,7 +29,7 @@ def _job(folder: Path, output: str) -> Path:
         duration={"steps": STEPS},
         checkpoint={"every": EVERY, "keep": 2},
         strategy={"zero": 2, "precision": "fp32"},
-        launch={"processes": 2},
+        launch={"processes": 2, **launch},
         batch={"rows": 8, "micro": 2},
     )
 
@@ -44,29 +48,91 @@ def _kill_behind(job: Path, run: Path, step: int) -> int:
     process = _start_until(job, run, step)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    _wait_until_gone(run)
+    return int(step_lines(run)[-1]["step"])
+
+
+def _wait_until_gone(run: Path) -> None:
     deadline = time.monotonic() + 10
     while processes_naming(str(run)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not processes_naming(str(run)), "a rank outlived its launcher"
-    return int(step_lines(run)[-1]["step"])
 
 
-def test_losses_after_two_kills_equal_those_of_an_undisturbed_run(tmp_path: Path) -> None:
-    prepare_folder(tmp_path)
-    undisturbed, killed = _job(tmp_path, "undisturbed"), _job(tmp_path, "killed")
-    assert velocity("run", undisturbed).returncode == 0
+@pytest.fixture(name="folder", scope="module")
+def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, data, and the run of a job that nobody disturbed."""
+    folder = prepare_folder(tmp_path_factory.mktemp("kill"))
+    done = velocity("run", _job(folder, "undisturbed"))
+    assert done.returncode == 0, done.stderr
+    return folder
 
+
+def test_losses_after_two_kills_equal_those_of_an_undisturbed_run(folder: Path) -> None:
+    killed = _job(folder, "killed")
     choose = random.Random()
-    first = _kill_behind(killed, tmp_path / "killed", choose.randint(EVERY + 1, 25))
-    second = _kill_behind(killed, tmp_path / "killed", choose.randint(first + EVERY + 1, 50))
+    first = _kill_behind(killed, folder / "killed", choose.randint(EVERY + 1, 25))
+    second = _kill_behind(killed, folder / "killed", choose.randint(first + EVERY + 1, 50))
     done = velocity("run", killed)
 
     assert done.returncode == 0, done.stderr
     assert second < STEPS
-    assert losses(tmp_path / "killed") == losses(tmp_path / "undisturbed")
-    assert [step for step, _, _ in losses(tmp_path / "killed")] == list(range(1, STEPS + 1))
-    kept = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
+    assert losses(folder / "killed") == losses(folder / "undisturbed")
+    assert [step for step, _, _ in losses(folder / "killed")] == list(range(1, STEPS + 1))
+    kept = sorted(path.name for path in (folder / "killed" / "checkpoints").iterdir())
     assert kept == ["step-00000056", "step-00000060"]
+
+
+def test_a_machine_that_has_the_job_file_alone_goes_on_from_the_mirror_to_the_same_model(folder: Path) -> None:
+    job, run = _job(folder, "mirrored"), folder / "mirrored"
+    override = f"checkpoint.mirror={folder / 'mirror'}"
+    process = start("run", job, override)
+    while not list((folder / "mirror").glob("step-*/COMMITTED")):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    _wait_until_gone(run)
+    shutil.rmtree(run)  # the disk is lost with the machine
+    done = velocity("run", job, override)
+    assert done.returncode == 0, done.stderr
+    assert "fetching step-" in done.stderr
+    assert losses(run) == losses(folder / "undisturbed")
+    weights = [(path / "model" / "model.safetensors").read_bytes() for path in (run, folder / "undisturbed")]
+    assert weights[0] == weights[1]
+
+
+def test_it_goes_on_with_one_process_at_another_stage_and_back_with_the_same_losses(folder: Path) -> None:
+    job, run = _job(folder, "elastic"), folder / "elastic"
+    first = _kill_behind(job, run, EVERY + 1)
+    process = start("run", job, "launch.processes=1", "strategy.zero=1")
+    while step_lines(run)[-1]["step"] < first + EVERY + 1:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    _wait_until_gone(run)
+    done = velocity("run", job, "strategy.zero=3")
+    assert done.returncode == 0, done.stderr
+    for ours, theirs in zip(losses(run), losses(folder / "undisturbed"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+
+
+def test_a_job_whose_rank_is_killed_starts_again_by_itself_and_ends_with_the_same_losses(folder: Path) -> None:
+    job, run = _job(folder, "restarted", max_restarts=1), folder / "restarted"
+    process = _start_until(job, run, EVERY + 2)
+    try:
+        os.kill(max(processes_naming(f"-m velocity.training.run {run}")), signal.SIGKILL)
+        _, said = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    named = r"a process was killed by SIGKILL \(rank [01] on \S+, step \d+, .+\); restart 1 of 1, from the last"
+    assert len(re.findall(named, said)) == 1, said
+    assert losses(run) == losses(folder / "undisturbed")
+    assert [one["step"] for one in step_lines(run)] == list(range(1, STEPS + 1))
+    (killed,) = [file for file in (run / "failures" / "attempt-1").glob("rank-*.json") if "SIGKILL" in file.read_text()]
+    assert json.loads(killed.read_text())["killed"]
 
 
 def test_one_killed_rank_ends_the_job_and_is_named_last(tmp_path: Path) -> None:
@@ -83,7 +149,7 @@ def test_one_killed_rank_ends_the_job_and_is_named_last(tmp_path: Path) -> None:
     assert process.returncode == 1
     what, where, fix = said.splitlines()[-3:]
     assert what == "error: a process was killed by SIGKILL"
-    assert re.fullmatch(r"  where: rank [01] on .+", where)
+    assert re.fullmatch(r"  where: rank [01] on \S+, step \d+, .+", where)
     assert "memory" in fix
     assert "Traceback" not in said
     assert processes_naming(str(run)) == []

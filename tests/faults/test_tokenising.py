@@ -42,9 +42,15 @@ def is_free(lock: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 75), (signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)]
+    ("number", "to_all", "status"),
+    [
+        (signal.SIGINT, False, 75),
+        (signal.SIGTERM, True, 75),  # as a cluster that cancels a job
+        (signal.SIGUSR1, True, 75),  # as Slurm before the time is up
+        (signal.SIGKILL, False, -signal.SIGKILL),
+    ],
 )
-def test_nothing_of_it_is_left(folder: Path, tmp_path: Path, number: signal.Signals, status: int):
+def test_nothing_of_it_is_left(folder: Path, tmp_path: Path, number: signal.Signals, to_all: bool, status: int):
     job = write_job(
         tmp_path / "job.yaml",
         task="pretrain",
@@ -56,7 +62,7 @@ def test_nothing_of_it_is_left(folder: Path, tmp_path: Path, number: signal.Sign
         sequences = tmp_path / "cache" / "sequences"
         assert wait_for(lambda: list(sequences.glob(".*/sequences.arrow")), 60)
         assert wait_for(lambda: len(processes_naming(str(job))) == 3, 10), "the command and its two workers"
-        os.kill(process.pid, number)
+        os.killpg(process.pid, number) if to_all else os.kill(process.pid, number)
         process.wait(timeout=30)
         wait_for(lambda: not processes_naming(str(job)), 5)
         left = processes_naming(str(job))

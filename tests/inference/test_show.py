@@ -12,6 +12,7 @@ from tests.generating import write_generate_job
 from velocity.config.load import load_job
 from velocity.config.resolved import render
 from velocity.distributed import failure
+from velocity.distributed.failure import Failure
 from velocity.errors import UserError
 from velocity.inference.show import print_summary, summarise
 from velocity.runs.folder import RunFolder
@@ -69,7 +70,7 @@ def test_a_run_that_did_nothing_yet_says_so(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_failed_run_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = make_run(tmp_path, [told(10)], state="failed")
-    failure.record(run.failures, 1, "3 of 40 rows failed by themselves")
+    failure.record(run.failures, 1, Failure("3 of 40 rows failed by themselves"))
     assert "  cause: 3 of 40 rows failed by themselves" in shown(run, capsys)
 
 

@@ -22,10 +22,12 @@ from tests.running import (
     make_job,
     plain_engine,
     prepare_folder,
+    save_engine,
     steps_on,
     take_steps,
 )
 from tests.running import preference_steps as steps_of_pairs
+from velocity.checkpoints.pieces import restore
 from velocity.distributed.comm import Ranks
 from velocity.models.probe import isolation_gap
 
@@ -162,9 +164,9 @@ def _resumed(ranks: Ranks, folder: Path, checkpoint: Path) -> Steps:
         job = make_job(folder, {"strategy.zero": 2, "strategy.sequence": spread})
         engine = built_on(job, ranks).engine
         if spread == 2:
-            engine.load(checkpoint)
+            restore(engine, checkpoint)
         steps += take_steps(job, engine, ranks, steps=3, start=len(steps))
-        engine.save(checkpoint)
+        save_engine(engine, checkpoint, ranks)
         engine.engine.destroy()
     return steps
 

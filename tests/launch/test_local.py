@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.commands import processes_naming
 from velocity.launch import local
 
 
@@ -40,36 +42,69 @@ def python(code: str) -> list[str]:
 
 
 def test_the_exit_status_of_the_command_comes_back():
-    assert local.run(python("raise SystemExit(7)"), {}) == 7
-    assert local.run(python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"), {}) == -signal.SIGKILL
+    assert local.run(python("raise SystemExit(7)"), {}) == (7, False)
+    assert local.run(python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"), {}) == (-9, False)
 
 
 def test_the_command_has_our_environment_and_what_is_added(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OURS", "3")
     code = "import os; raise SystemExit(int(os.environ['OURS']) + int(os.environ['ADDED']))"
-    assert local.run(python(code), {"ADDED": "4"}) == 7
+    assert local.run(python(code), {"ADDED": "4"}).status == 7
 
 
 # The command asks its parent, as a cluster would, to stop: what reaches the parent has to reach the command.
 ASKS = """
 import os, signal, sys, time
-signal.signal(signal.{name}, lambda *_: sys.exit(42))
-os.kill(os.getppid(), signal.{name})
-time.sleep(20)
+from velocity.process import hear_stops
+heard = []
+hear_stops(heard.append)
+for count, name in enumerate({names}, 1):
+    os.kill(os.getppid(), getattr(signal, name))
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and len(heard) < count:
+        time.sleep(0.01)
+sys.exit(40 + len(heard))
+"""
+RUNS = """
+import signal
+from velocity.launch import local
+from velocity.process import STOPS
+before = [signal.getsignal(number) for number in STOPS]
+ended = local.run({command!r}, {{}})
+after = [signal.getsignal(number) for number in STOPS]
+print(ended.status, ended.asked, [handler == signal.SIG_IGN for handler in after], before == after)
 """
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_that_asks_us_to_stop_is_passed_on_and_the_command_answers_it(name: str):
-    code = (
-        "import signal, sys; from velocity.launch import local\n"
-        "before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]\n"
-        f"status = local.run([sys.executable, '-c', {ASKS.format(name=name)!r}], {{}})\n"
-        "after = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]\n"
-        "print(status, before == after)"
-    )
-    done = subprocess.run(python(code), capture_output=True, text=True, timeout=60)
-    assert done.stdout == "42 True\n", done.stderr
+def asked_by_its_command(names: list[str], code: str = ASKS) -> str:
+    """What is said of a command that sends these signals to who started it."""
+    runs = RUNS.format(command=python(code.format(names=names)))
+    done = subprocess.run(python(runs), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("names", [["SIGTERM"], ["SIGINT"], ["SIGUSR1"], ["SIGUSR1", "SIGTERM"]])
+def test_what_asks_us_to_stop_is_passed_on_and_the_command_answers_it_and_then_we_are_deaf(names: list[str]):
+    assert asked_by_its_command(names) == f"{40 + len(names)} True [True, True, True] False\n"
+
+
+def test_who_was_not_asked_to_stop_can_be_asked_by_others_later():
+    assert asked_by_its_command([]) == "40 False [False, False, False] True\n"
+
+
+@pytest.mark.parametrize("second", ["SIGTERM", "SIGINT"])
+def test_the_second_time_the_command_and_what_it_started_are_gone_at_once(second: str):
+    mark = f"deaf-{os.getpid()}-{second}"
+    deaf = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)  # {mark}'])"
+    begun = time.monotonic()
+    said = asked_by_its_command(["SIGTERM", second], deaf + ASKS)
+    took, left = time.monotonic() - begun, processes_naming(mark)
+    for number in left:
+        os.kill(number, signal.SIGKILL)
+    assert said == "75 True [True, True, True] False\n"
+    assert not left
+    assert took < 10, "starting two interpreters included"
 
 
 @pytest.mark.parametrize(("named", "gpus"), [("0,3", ["0", "3"]), ("GPU-5a, 1", ["GPU-5a", "1"]), ("", [])])

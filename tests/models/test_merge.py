@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,30 @@ def test_an_adapter_that_names_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / ADAPTER_CONFIG).write_text("{}")
     with pytest.raises(UserError, match="does not name its model"):
         base_of(tmp_path)
+
+
+def pickled(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save({}, adapter / "adapter_model.bin")
+
+
+def cut(adapter: Path) -> None:
+    with (adapter / "adapter_model.safetensors").open("r+b") as stream:
+        stream.truncate(100)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (pickled, "the adapter has no weights; pickled weights are not read, convert them to safetensors"),
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "the adapter has no weights$"),
+        (cut, "the weights are truncated"),
+    ],
+)
+def test_an_adapter_whose_weights_are_a_pickle_or_not_whole_is_not_loaded(tmp_path: Path, damage: Any, says: str):
+    adapter, _ = made(tmp_path, "lora")
+    damage(adapter)
+    with pytest.raises(UserError) as caught:
+        merge(adapter, tmp_path / "merged", tiny_tokenizer(), turn_ends=())
+    assert re.search(says, str(caught.value).splitlines()[0])
+    assert not (tmp_path / "merged").exists()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.planner.shapes import LLAMA_7B, LLAMA_70B, SEVEN_BILLION, job, on, open_job
-from velocity.config.combinations import clashes
+from velocity.config.combinations import NOT_SEQUENCED, NOT_STAGED, SPLIT_ARCHITECTURES, clashes
 from velocity.errors import UserError
-from velocity.planner.candidates import check_limits, evaluate, order, ranked
+from velocity.planner.candidates import DEGREES, check_limits, evaluate, order, ranked
 from velocity.planner.hardware import Hardware
 from velocity.planner.machines import Cluster, parse_gpus, parse_instance
 
@@ -56,6 +58,16 @@ def test_a_further_axis_is_taken_only_where_nothing_else_fits():
     assert ranked(open_job(), on(LLAMA_7B, H100S))[0].job.strategy.sequence == 1
     unknown = on(SEVEN_BILLION, parse_instance("ml.p4d.24xlarge"))
     assert all(one.job.strategy.sequence == 1 for one in ranked(long, unknown)), "it is not known to split"
+
+
+@pytest.mark.parametrize("model_type", SPLIT_ARCHITECTURES)
+def test_every_architecture_that_was_compared_is_spread_along_the_axes_it_was_compared_on(model_type: str):
+    size = replace(LLAMA_7B, model_type=model_type)
+    long = open_job(data__sequence_length=262144, batch={"rows": 8, "micro": 1})
+    found = [one.job.strategy for one in ranked(long, on(size, parse_instance("ml.p4d.24xlarge")))]
+    spread = {name for one in found for name in DEGREES if getattr(one, name) != 1}
+    refused = {"pipeline": NOT_STAGED, "sequence": NOT_SEQUENCED}
+    assert spread == {name for name in DEGREES if model_type not in refused.get(name, ())}
 
 
 def test_what_the_job_says_itself_is_never_changed():

@@ -16,7 +16,7 @@ from velocity.planner.device import Precision
 from velocity.planner.hardware import Hardware
 from velocity.planner.machines import Cluster
 from velocity.planner.memory import state_bytes
-from velocity.planner.plan import Zero, plan_job, resolve, thriftier
+from velocity.planner.plan import Zero, plan_job, resolve, roomier, thriftier
 from velocity.planner.size import ModelSize
 
 CPU = Hardware(8, 64.0, cpu_bf16=False)
@@ -300,6 +300,34 @@ def test_there_is_no_next_plan_where_nothing_is_open_or_nothing_needs_less(tmp_p
     assert thriftier(one_row[0], CPU, one_row[1]) is None
     unknown = planned(tmp_path / "none", EIGHT_GPUS, None)
     assert thriftier(unknown, EIGHT_GPUS, tmp_path / "none" / "model") is None
+
+
+def test_where_memory_was_full_the_strategy_that_would_fit_is_named_with_what_sets_it(tmp_path: Path):
+    asked = {"zero": 1, "recompute": "none", "tensor": 1, "pipeline": 1, "sequence": 1}
+    offload = {"offload": {"optimizer": "none", "parameters": "none"}}
+    sections: dict[str, Any] = {"batch": {"rows": 512, "micro": 8}, "strategy": {**asked, **offload}}
+    loaded, model = given(tmp_path, 7_000_000_000, data={"sequence_length": 4096}, **sections)
+    settled = resolve(loaded, EIGHT_GPUS, model)
+    said = roomier(settled, EIGHT_GPUS, model)
+    assert said is not None
+    words, _, settings = said.partition(" would fit: the same command with ")
+    # it is what the planner says of the job with those settings, and needs a tenth less
+    changed = load_job(settled.path, [*settings.split(), "launch.processes=8"])
+    there, before = (plan_job(one, Cluster(EIGHT_GPUS), model).chosen for one in (changed, settled))
+    assert there is not None and before is not None and there.fits
+    assert there.words == words
+    assert there.memory.device.total <= 0.9 * before.memory.device.total
+
+
+def test_where_nothing_would_fit_that_is_said_and_where_the_size_is_unknown_nothing(tmp_path: Path):
+    loaded, model = given(tmp_path, 1_000_000, batch={"rows": 1})
+    settled = resolve(loaded, CPU, model)
+    least = resolve(thriftier(loaded, CPU, model) or settled, CPU, model)
+    assert roomier(least, CPU, model) == (
+        "no strategy would fit: a smaller data.sequence_length, more processes, or more memory"
+    )
+    unknown = planned(tmp_path / "none", EIGHT_GPUS, None)
+    assert roomier(unknown, EIGHT_GPUS, tmp_path / "none" / "model") is None
 
 
 def test_a_limit_of_the_machine_is_said_at_its_key(tmp_path: Path):

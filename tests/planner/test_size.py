@@ -40,6 +40,12 @@ def test_a_model_with_other_senses_is_as_large_as_its_text_part_says(tmp_path: P
     assert basics(tmp_path) == (1000, 2, 5, 10)
 
 
+def test_a_model_with_other_senses_is_not_taken_for_its_text_part(tmp_path: Path):
+    part = {"model_type": "gemma3_text", "num_hidden_layers": 2, "hidden_size": 5}
+    found = model_size(hollow_model_folder(tmp_path, 1000, model_type="gemma3", text_config=part))
+    assert found is not None and found.model_type == "gemma3"
+
+
 def test_a_model_that_is_not_here_has_no_size(tmp_path: Path):
     assert model_size(tmp_path) is None
     (tmp_path / "config.json").write_text("{}")

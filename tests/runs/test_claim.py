@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from tests.running import MACHINE, claimed, inputs_of, planned, prepare_folder
 from velocity.config.load import load_job, read_resolved
 from velocity.distributed import failure
 from velocity.distributed.ds_config import deepspeed_config
+from velocity.distributed.failure import Failure
 from velocity.errors import UserError
-from velocity.runs.claim import Manifest, claim, is_complete
+from velocity.runs.claim import Manifest, check_startable, claim, is_complete
 from velocity.runs.folder import RunFolder
 
 
@@ -130,7 +132,7 @@ def test_a_folder_with_something_else_in_it_is_refused_and_an_empty_one_is_taken
 
 def test_a_new_attempt_forgets_why_the_last_one_failed(folder: Path, tmp_path: Path):
     run = claimed(planned(folder, tmp_path / "run"))
-    failure.record(run.failures, 0, "the disk was full")
+    failure.record(run.failures, 0, Failure("the disk was full"))
     run.set_status("failed", cause="the disk was full")
     assert failure.cause(claimed(planned(folder, tmp_path / "run")).failures) is None
     assert run.status()["state"] == "running"
@@ -193,3 +195,30 @@ def test_a_generate_job_is_complete_once_its_completions_are_put_together(tmp_pa
     assert not is_complete(job, "of other inputs")
     assert is_complete(load_job(tmp_path / "job.yaml", ["launch.processes=2"]), "of the inputs")
     assert not is_complete(load_job(tmp_path / "job.yaml", ["generation.temperature=1"]), "of the inputs")
+
+
+def test_a_run_folder_is_closed_to_others(folder: Path, tmp_path: Path):
+    run = claimed(planned(folder, tmp_path / "run"))
+    assert not stat.S_IMODE(run.path.stat().st_mode) & 0o007
+
+
+@pytest.mark.parametrize("exposed", ["path", "checkpoints"])
+def test_a_run_into_whose_state_anybody_may_write_does_not_go_on(folder: Path, tmp_path: Path, exposed: str):
+    job = planned(folder, tmp_path / "run")
+    run = claimed(job)
+    run.checkpoints.mkdir()
+    where: Path = getattr(run, exposed)
+    where.chmod(0o777)
+    with pytest.raises(UserError, match="the run's state is not to be trusted: anybody may write into it") as caught:
+        check_startable(job)
+    assert str(where) in str(caught.value) and "chmod o-w" in str(caught.value)
+    check_startable(job, fresh=True)  # nothing of it is loaded
+    where.chmod(0o750)
+    check_startable(job)
+
+
+def test_an_empty_output_folder_that_is_open_to_all_is_closed_before_anything_lies_in_it(folder: Path, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run").chmod(0o777)
+    claimed(planned(folder, tmp_path / "run"))
+    assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o770

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import faulthandler
 import json
 import os
 import signal
@@ -16,9 +18,10 @@ import pytest
 import torch
 
 from tests.running import claimed, planned, prepare_folder
-from velocity.distributed import comm, failure
+from velocity.distributed import comm, failure, pulse
 from velocity.distributed.comm import Ranks
 from velocity.errors import InterruptedRun
+from velocity.process import STOPS
 from velocity.runs import rank
 from velocity.runs.folder import RunFolder
 
@@ -61,7 +64,7 @@ def test_a_rank_that_fails_unexpectedly_keeps_its_traceback_for_those_who_ask(fa
     cause = failure.cause(run.failures)
     assert cause is not None
     assert cause["what"].startswith("No such file or directory\n  where: ")
-    assert f", rank 0 on {failure.host()}\n" in cause["what"]
+    assert f", rank 0 on {pulse.host()}\n" in cause["what"]
     assert "Traceback" in cause["trace"] and "environment.json" in cause["trace"]
     assert "Traceback" not in said
     assert json.loads(json.dumps(cause)) == cause
@@ -74,7 +77,7 @@ def _work_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
         monkeypatch.setattr(rank, name, lambda: None)
     monkeypatch.setattr(comm, "start", lambda ranks: None)
     run = RunFolder(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in (*STOPS, pulse.STACK_SIGNAL)}
 
     def start(work: Callable[[Callable[[], bool]], Any], number: int = 0) -> tuple[int, RunFolder]:
         monkeypatch.setattr(comm, "from_environment", lambda: Ranks(number, number, 2))
@@ -83,6 +86,7 @@ def _work_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     yield start
     for number, handler in handlers.items():
         signal.signal(number, handler)
+    faulthandler.enable(2)  # as pytest had it
 
 
 WorkAs = Callable[..., tuple[int, RunFolder]]
@@ -100,7 +104,7 @@ def test_a_rank_whose_work_is_done_ends_with_0_and_without_a_word(work_as: WorkA
     assert (status, failure.cause(run.failures), run.status()) == (0, None, {"state": "new"})
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", STOPS)
 def test_a_rank_that_is_asked_to_stop_goes_on_and_knows_it(work_as: WorkAs, number: int):
     asked: list[bool] = []
 
@@ -111,6 +115,7 @@ def test_a_rank_that_is_asked_to_stop_goes_on_and_knows_it(work_as: WorkAs, numb
 
     assert work_as(work)[0] == 0
     assert asked == [False, True]
+    assert signal.getsignal(number) == signal.SIG_IGN, "what comes while it ends does not change its exit status"
 
 
 @pytest.mark.parametrize(("number", "state"), [(0, "interrupted"), (1, "new")])
@@ -136,14 +141,45 @@ def test_where_memory_is_full_the_settings_of_this_kind_of_job_are_named(work_as
     cause = failure.cause(run.failures)
     assert status == 1 and cause is not None
     assert cause["what"].splitlines() == [
-        f"the {whose} memory is full", f"  where: rank 1 on {failure.host()}", "  fix:   batch.micro: 1",
+        f"the {whose} memory is full", f"  where: rank 1 on {pulse.host()}", "  fix:   batch.micro: 1",
     ]  # fmt: skip
     assert (cause["trace"], cause["kind"]) == ("", "MemoryFull")
+
+
+def test_a_failure_names_the_step_and_the_records_that_the_rank_was_working_on(work_as: WorkAs):
+    def work(_: Callable[[], bool]) -> None:
+        pulse.at(12, pulse.Place.LEARNS, "learning", ["a:1", "a:2", "a:3", "a:4", "a:5"])
+        raise IndexError("index out of range in self\nand much more of it\nin many lines")
+
+    status, run = work_as(work, 1)
+    cause = failure.cause(run.failures)
+    assert status == 1 and cause is not None
+    assert cause["what"].splitlines() == [
+        "IndexError: index out of range in self",
+        f"  where: rank 1 on {pulse.host()}, step 12, records a:1, a:2, a:3 (2 more)",
+        "  fix:   --debug shows the traceback",
+    ]
+    assert (cause["step"], cause["records"]) == (12, ["a:1", "a:2", "a:3", "a:4", "a:5"])
+    assert "in many lines" in cause["trace"]
+    assert (cause["peer"], cause["kind"]) == (False, "IndexError")
+
+
+def test_a_rank_whose_peer_has_gone_says_that_it_only_followed(work_as: WorkAs):
+    _, run = work_as(raising(RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer")), 0)
+    cause = failure.cause(run.failures)
+    assert cause is not None and cause["peer"]
+
+
+def test_the_number_of_what_the_system_refused_is_kept(work_as: WorkAs):
+    _, run = work_as(raising(OSError(errno.ENOSPC, "No space left on device", "/full")), 0)
+    cause = failure.cause(run.failures)
+    assert cause is not None
+    assert (cause["errno"], cause["kind"], cause["peer"]) == (errno.ENOSPC, "OSError", False)
 
 
 def test_a_defect_is_said_with_its_kind_and_its_place(work_as: WorkAs):
     status, run = work_as(raising(KeyError("layers")), 1)
     cause = failure.cause(run.failures)
     assert status == 1 and cause is not None
-    assert cause["what"].startswith(f"KeyError: 'layers'\n  where: rank 1 on {failure.host()}\n")
+    assert cause["what"].startswith(f"KeyError: 'layers'\n  where: rank 1 on {pulse.host()}\n")
     assert "Traceback" in cause["trace"]

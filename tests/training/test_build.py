@@ -13,9 +13,10 @@ from tests.pool import Pool
 from tests.running import WORDS, built_on, loader_of, make_job, plain_engine, prepare_folder
 from velocity.config.training import TrainingJob
 from velocity.distributed.comm import Ranks
+from velocity.distributed.ds_config import swap_folder
 from velocity.models.scorer import CausalScorer
 from velocity.training import build
-from velocity.training.build import WithoutAdapter, build_measure, build_seed
+from velocity.training.build import WithoutAdapter, build_measure, build_seed, clear_disk
 
 GPU = [["NVIDIA H100 80GB HBM3", 80.0, 9.0]]
 
@@ -161,3 +162,44 @@ def test_an_attention_that_cannot_share_a_prompt_is_not_asked_to(pairs: Path, mo
 def test_rows_at_once_are_those_of_the_plan(folder: Path):
     job: TrainingJob = make_job(folder, {"batch.micro": 3})
     assert build.micro(job) == 3
+
+
+def swapping(output: Path, disk: Path, optimizer: str, parameters: str) -> TrainingJob:
+    offload = {"optimizer": optimizer, "parameters": parameters, "path": str(disk)}
+    return make_job(output, {"strategy.zero": 3, "strategy.offload": offload})
+
+
+def put(folder: Path) -> Path:
+    """A file of a swap folder's kind, some folders down."""
+    file = folder / "zero_stage_3" / "rank0" / "0.swp"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(bytes(8))
+    return file
+
+
+@pytest.mark.parametrize("places", [("nvme", "none"), ("nvme", "cpu"), ("nvme", "nvme")])
+def test_a_run_that_ends_removes_its_own_folder_of_a_disk_and_nothing_else(tmp_path: Path, places: tuple[str, str]):
+    disk = tmp_path / "disk"
+    job, other = (swapping(tmp_path / name, disk, *places) for name in ("one", "other"))
+    put(Path(swap_folder(job)))
+    kept = [put(Path(swap_folder(other))), put(disk / "velocity"), put(tmp_path / "one" / "run")]
+    clear_disk(job, Ranks())
+    assert not Path(swap_folder(job)).exists()
+    assert all(file.is_file() for file in kept) and len(list(disk.iterdir())) == 2
+    clear_disk(job, Ranks())  # and there is nothing left to remove
+
+
+def test_the_first_rank_removes_it_and_no_other(tmp_path: Path):
+    job = swapping(tmp_path, tmp_path / "disk", "nvme", "nvme")
+    file = put(Path(swap_folder(job)))
+    clear_disk(job, Ranks(1, 1, 2))
+    assert file.is_file()
+    clear_disk(job, Ranks(0, 0, 2))
+    assert not file.exists() and (tmp_path / "disk").is_dir()
+
+
+def test_a_run_that_has_nothing_on_a_disk_removes_nothing(tmp_path: Path):
+    file = put(Path(swap_folder(swapping(tmp_path, tmp_path / "disk", "nvme", "nvme"))))
+    for place in ("cpu", "none"):
+        clear_disk(make_job(tmp_path, {"strategy.zero": 3, "strategy.offload.optimizer": place}), Ranks())
+        assert file.is_file()

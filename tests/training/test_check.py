@@ -15,6 +15,7 @@ from tests.making import chat, tiny_model_folder, tiny_tokenizer, write_job, wri
 from velocity.config.load import load_job
 from velocity.config.objective import KINDS
 from velocity.data.encode import TokenSequence
+from velocity.data.store import seal
 from velocity.errors import JobError, UserError
 from velocity.planner.hardware import Hardware
 from velocity.planner.plan import resolve
@@ -94,6 +95,7 @@ def test_a_stored_mask_that_is_wrong_is_found_though_the_data_come_from_the_cach
     broken = table.set_column(1, table.schema.field("trained"), pa.array(trained, pa.list_(pa.uint8())))
     with pa.OSFile(str(store / "sequences.arrow"), "wb") as sink, pa.ipc.new_file(sink, broken.schema) as writer:
         writer.write_table(broken)
+    seal(store)  # as if it had been built so
     with pytest.raises(JobError, match="the first token of a sequence is trained on") as caught:
         checked(folder, tmp_path)
     assert f"{folder}/train.jsonl:1" in str(caught.value)

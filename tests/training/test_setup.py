@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from tests.making import chat, flip, write_jsonl
 from tests.running import inputs_of, planned, prepare_folder
+from velocity.config.sections import AnyOptimizer
 from velocity.distributed.ds_config import deepspeed_config
-from velocity.training.setup import prepare_inputs
+from velocity.errors import UserError
+from velocity.start import check_ahead, run_one
+from velocity.training.setup import check_installed, prepare_inputs
 
 
 @pytest.fixture(name="folder", scope="module")
@@ -72,3 +77,53 @@ def test_the_run_folder_is_told_of_every_source_and_of_the_records_that_it_left_
         "eval": [str(bad)]
     }
     assert [json.loads(line)["line"] for file in made.rejected for line in file.read_text().splitlines()] == [2]
+
+
+OPTIMIZERS = ("adamw", "sgd", "muon", "adafactor", "adamw_8bit", "lion")
+OF_BITSANDBYTES = ("adamw_8bit", "lion")
+
+
+def optimizer_of(kind: str) -> AnyOptimizer:
+    made: AnyOptimizer = TypeAdapter(AnyOptimizer).validate_python({"kind": kind, "learning_rate": 1e-3})
+    return made
+
+
+@pytest.fixture(name="without_bitsandbytes")
+def _without_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else real(name))
+
+
+@pytest.mark.usefixtures("without_bitsandbytes")
+@pytest.mark.parametrize("kind", OF_BITSANDBYTES)
+def test_an_optimizer_whose_package_is_absent_is_refused_with_the_command_that_installs_it(kind: str):
+    with pytest.raises(UserError) as caught:
+        check_installed(optimizer_of(kind))
+    assert str(caught.value).splitlines() == [
+        f"optimizer.kind={kind} needs bitsandbytes, which is not installed",
+        "  where: optimizer.kind",
+        "  fix:   pip install 'ProfoundVelocity[quantised]'",
+    ]
+
+
+@pytest.mark.usefixtures("without_bitsandbytes")
+@pytest.mark.parametrize("kind", OF_BITSANDBYTES)
+def test_a_job_with_it_is_refused_at_its_line_and_leaves_no_run(folder: Path, tmp_path: Path, kind: str):
+    optimizer = f"optimizer={{kind: {kind}, learning_rate: 1e-3}}"
+    job = planned(folder, tmp_path / "run", optimizer, "strategy.zero=1")
+    for start in (lambda: check_ahead([job], fresh=False), lambda: run_one(job, fresh=False)):
+        with pytest.raises(UserError, match=f"optimizer.kind={kind} needs bitsandbytes") as caught:
+            start()
+        assert caught.value.problems[0].where.endswith("optimizer.kind")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("without_bitsandbytes")
+def test_the_others_need_no_package():
+    for kind in set(OPTIMIZERS) - set(OF_BITSANDBYTES):
+        check_installed(optimizer_of(kind))
+
+
+def test_with_the_package_none_is_refused():
+    for kind in OPTIMIZERS:
+        check_installed(optimizer_of(kind))

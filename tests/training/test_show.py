@@ -12,6 +12,7 @@ from tests.making import write_job
 from velocity.config.load import load_job
 from velocity.config.resolved import render
 from velocity.distributed import failure
+from velocity.distributed.failure import Failure
 from velocity.errors import UserError
 from velocity.runs.folder import RunFolder
 from velocity.training.show import print_summary, sparkline, summarise
@@ -53,6 +54,18 @@ def test_a_summary_sums_tokens_and_seconds_and_takes_the_highest_memory(tmp_path
     assert found["losses"] == [4.0, 3.0, 2.0]
     assert found["cause"] is None
     assert json.loads(json.dumps(found)) == found, "--json prints it"
+
+
+def test_a_run_that_was_stopped_says_where_and_how_long_its_saves_took(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    saves = [{"step": number, "checkpoint": {"seconds": seconds}} for number, seconds in ((1, 2.0), (2, 41.26))]
+    run = make_run(tmp_path, [step(1), saves[0], step(2), saves[1]], state="interrupted")
+    run.set_status("interrupted", why="stopped after step 2, and saved in 41.3 s\n  fix:   run the same command")
+    assert summarise(run.path)["save_seconds"] == 41.26
+    said = shown(run, capsys).splitlines()
+    assert said[1] == "  stopped after step 2, and saved in 41.3 s"
+    assert "a checkpoint was written within 41.3 s" in said
 
 
 @pytest.mark.parametrize("torn", ['{"step": 3, "loss": 2.0, "tok', '{"step": 3, "lo', "{", '{"step": 3}\n{"st'])
@@ -113,7 +126,7 @@ def test_a_run_that_was_claimed_and_never_started_is_shown(tmp_path: Path):
 
 def test_a_run_that_failed_shows_its_cause(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = make_run(tmp_path, [step(1)], state="failed")
-    failure.record(run.failures, 1, "ValueError: the first")
+    failure.record(run.failures, 1, Failure("ValueError: the first"))
     text = shown(run, capsys)
     assert f"{run.path}: sft of {tmp_path}/model, failed" in text.replace("\n", "")
     assert "cause: ValueError: the first" in text
@@ -123,7 +136,7 @@ def test_square_brackets_of_a_path_a_set_or_a_cause_are_printed_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     run = make_run(tmp_path / "[bold]", [scored(0, **{"a[b]": 2.0}), step(1), scored(1, **{"a[b]": 1.0})])
-    failure.record(run.failures, 0, "KeyError: 'x[/red]'")
+    failure.record(run.failures, 0, Failure("KeyError: 'x[/red]'"))
     text = shown(run, capsys).replace("\n", "")
     assert str(run.path) in text
     assert "x[/red]" in text

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,18 @@ from torch import Tensor
 
 from tests.running import Recorder
 from velocity.batch import Batch
-from velocity.config.sections import SGDConfig
+from velocity.config.sections import CheckpointConfig, SGDConfig
 from velocity.data.collate import collate, whole
 from velocity.data.encode import TokenSequence
+from velocity.distributed import pulse
+from velocity.distributed.comm import Ranks
 from velocity.distributed.engine import Loss, StepStats, learn_one_by_one
+from velocity.distributed.flats import Flat, Span
 from velocity.errors import InterruptedRun, JobError
 from velocity.objectives.causal_lm import CausalLM
 from velocity.objectives.objective import LossOutput, Policy, SharedPolicy
 from velocity.training.checkpoint import Checkpoints, TrainState
+from velocity.training.deadline import Deadline
 from velocity.training.trainer import Parts, Plan, Trainer
 
 
@@ -28,6 +33,7 @@ class ToyEngine:
 
     def __init__(self, bad_steps: tuple[int, ...] = ()) -> None:
         self.w = torch.tensor(-1.0, requires_grad=True)
+        self.written = 0  # times that it was asked for its state
         self.gradients: list[float] = []
         self.bad_steps = bad_steps
 
@@ -57,11 +63,16 @@ class ToyEngine:
     def any_rank(self, flag: bool) -> bool:
         return flag
 
-    def save(self, folder: Path) -> None:
-        folder.mkdir()
+    def flats(self, *, start: bool = False) -> Iterator[Sequence[Flat]]:
+        self.written += not start
+        yield [Flat(self.w.data, {}, [Span("w", (), None, 0, 0, 1)])]
 
-    def load(self, folder: Path) -> None:
+    def refresh(self) -> None:
         pass
+
+    @property
+    def scaler(self) -> dict[str, Any]:
+        return {}
 
     def weights(self) -> Mapping[str, Tensor]:
         return {"w": self.w.detach()}
@@ -84,7 +95,7 @@ def _trainer(folder: Path, engine: ToyEngine, *, total: int = 4, **changes: Any)
         "objective": CausalLM(),
         "micro_batches": lambda step: [_batch([3, 5]), _batch([9])],
         "eval_sets": {"unseen": [_batch([4])]},
-        "checkpoints": Checkpoints(folder, 10, first=True),
+        "checkpoints": Checkpoints(folder, CheckpointConfig(keep=10, background=False), Ranks()),
         "callbacks": [recorder],
         "optimizer": SGDConfig(learning_rate=1.0, max_skipped=2),
         "stopping": lambda: False,
@@ -188,6 +199,45 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_and_name_records(tmp_path: 
     assert "data.jsonl:3" in str(caught.value)
 
 
+class NotFinite(CausalLM):
+    """An objective whose loss is not finite on micro-batches of one row."""
+
+    def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
+        loss = super().__call__(policy, batch)
+        return LossOutput(loss.total * float("nan")) if len(batch.lengths_B) == 1 else loss
+
+
+def test_a_loss_that_is_not_finite_names_the_records_of_its_micro_batch(tmp_path: Path) -> None:
+    engine = ToyEngine(bad_steps=(1, 2))
+    trainer, recorder = _trainer(tmp_path, engine, objective=NotFinite(), eval_sets={})
+    with pytest.raises(JobError, match="step 2: the loss was not finite on data.jsonl:9\n"):
+        trainer.run()
+    told: list[Any] = [line["not_finite"] for line in recorder.lines]
+    assert told == [["data.jsonl:9"]] * 2, "the other micro-batch's loss was finite"
+
+
+def test_a_finite_loss_names_nothing(tmp_path: Path) -> None:
+    trainer, recorder = _trainer(tmp_path, ToyEngine(), total=1)
+    trainer.run()
+    assert "not_finite" not in recorder.lines[0]
+
+
+def test_whoever_looks_at_the_rank_sees_its_step_and_the_records_of_its_micro_batch(tmp_path: Path) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    class Looking(CausalLM):
+        def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
+            doing = pulse.doing()
+            seen.append((doing.step, doing.what, doing.records))
+            return super().__call__(policy, batch)
+
+    trainer, _ = _trainer(tmp_path, ToyEngine(), total=1, objective=Looking(), eval_sets={})
+    trainer.run()
+    learning = (1, "learning", ("data.jsonl:3", "data.jsonl:5")), (1, "learning", ("data.jsonl:9",))
+    assert seen == list(learning)
+    assert (pulse.doing().what, pulse.doing().busy) == ("saving a checkpoint", True)
+
+
 def test_a_stop_during_an_evaluation_saves_and_leaves_that_evaluation_out(tmp_path: Path) -> None:
     # asked before steps 1 to 3 and before the batch of each evaluation: the fifth time is the evaluation behind step 3
     asked = iter([False] * 4 + [True])
@@ -205,3 +255,59 @@ def test_a_stop_saves_before_the_next_step(tmp_path: Path) -> None:
         trainer.run()
     assert len(recorder.lines) == 1
     assert (tmp_path / "step-00000001" / "COMMITTED").exists()
+
+
+def test_a_stop_says_after_which_step_and_how_long_the_save_took(tmp_path: Path) -> None:
+    asked = iter([False, False, True])
+    trainer, recorder = _trainer(tmp_path, ToyEngine(), stopping=lambda: next(asked))
+    with pytest.raises(InterruptedRun) as caught:
+        trainer.run()
+    what, fix = str(caught.value).splitlines()
+    assert re.fullmatch(r"stopped after step 1, and saved in \d+\.\d s", what)
+    assert fix == "  fix:   run the same command to go on"
+    assert recorder.phases[-1] == "saving a checkpoint"
+
+
+def test_a_stop_before_the_first_step_saves_nothing_because_there_is_nothing(tmp_path: Path) -> None:
+    trainer, recorder = _trainer(tmp_path, ToyEngine(), stopping=lambda: True)
+    with pytest.raises(InterruptedRun, match="^stopped before the first step\n"):
+        trainer.run()
+    assert (recorder.lines, list(tmp_path.iterdir())) == ([], [])
+
+
+def test_a_stop_that_cannot_save_does_not_say_that_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    asked = iter([False, False, True])
+    checkpoints = Checkpoints(tmp_path / "file" / "checkpoints", CheckpointConfig(), Ranks())
+    trainer, _ = _trainer(tmp_path, ToyEngine(), stopping=lambda: next(asked), checkpoints=checkpoints)
+    with pytest.raises(InterruptedRun, match="^stopped after step 1, but could not save: it goes on behind step 0\n"):
+        trainer.run()
+    assert "no checkpoint of step 1" in capsys.readouterr().err
+
+
+def test_a_run_whose_time_is_nearly_up_saves_while_there_is_time_for_one_more_step(tmp_path: Path) -> None:
+    now = [0.0]
+    deadline = Deadline(100, 0, lambda: now[0])
+
+    def micro_batches(step: int) -> list[Batch]:
+        now[0] = 26.0 * step  # asked at 0, 26, 52 and 78; the first save comes after the second step
+        return [_batch([3])]
+
+    trainer, _ = _trainer(
+        tmp_path, ToyEngine(), total=9, micro_batches=micro_batches, deadline=deadline,
+        stopping=lambda: deadline.is_near, checkpoints=Slow(tmp_path),
+    )  # fmt: skip
+    with pytest.raises(InterruptedRun, match="^stopped after step 3, and saved in .* s; duration.wall_clock is nearly"):
+        trainer.run()
+    assert (tmp_path / "step-00000003" / "COMMITTED").exists()
+
+
+class Slow(Checkpoints):
+    """Whose first save took 12 s, as it says."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, CheckpointConfig(background=False), Ranks())
+
+    def save(self, *given: Any, **named: Any) -> None:
+        super().save(*given, **named)
+        self.save_seconds = 12.0  # near from 100 - 1.2 x 12 - 10 = 75.6 on

@@ -106,11 +106,14 @@ ZERO, OPTIMIZER, PARAMETERS = "strategy.zero", "strategy.offload.optimizer", "st
 TENSOR, PIPELINE, SEQUENCE = "strategy.tensor", "strategy.pipeline", "strategy.sequence"
 PRECISION, OVERLAP, STATES = "strategy.precision", "strategy.offload.overlap", "strategy.states"
 PLUS = "strategy.zero_plus_plus"
-# Those whose split layers were compared with whole ones, losses and gradient norms: tests/invariance/test_tensor.py.
+# Those that were compared with one process, losses and gradient norms: in tests/invariance, test_tensor.py with their
+# matrices split, test_architectures.py cut into stages and spread along sequences. The planner spreads these by itself.
 SPLIT_ARCHITECTURES = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "cohere", "cohere2", "olmo",
     "smollm3", "starcoder2", "phi", "ministral", "helium", "exaone4", "seed_oss", "ernie4_5", "arcee",
 )  # fmt: skip
+NOT_STAGED = ("granite", "phi")  # one multiplies embeddings in the forward of every stage, one calls its norm otherwise
+NOT_SEQUENCED = ("gemma2",)  # it softens attention scores, which variable-length attention does not
 ONE_AXIS = "DeepSpeed trains with one of tensor, pipeline and sequence beside data"
 NOT_AT_ZERO_0 = "ZeRO 0 keeps everything on every device"
 NOT_ADAMW = ("adamw_8bit", "lion", "muon", "sgd")  # adafactor is refused with ZeRO altogether
@@ -143,6 +146,8 @@ CLASHES: tuple[Clash, ...] = (
           "hpZ groups neighbours, who hold different parts of a matrix", f"{PLUS}.secondary: 1"),
     Clash(above(TENSOR, 1), one_of(f"{PLUS}.quantised_gradients", True),
           "qgZ groups neighbours, who hold different parts of a matrix", f"{PLUS}.quantised_gradients: false"),
+    Clash(above(TENSOR, 1), one_of(f"{PLUS}.quantised_weights", True),
+          "nobody has compared the two, neither DeepSpeed's tests nor ours", f"{PLUS}.quantised_weights: false"),
     Clash(above(TENSOR, 1), given("adapter"), "an adapter's layers are not split", "strategy.zero: 3 in place of it"),
     Clash(above(PIPELINE, 1), one_of(ZERO, 0), "at stage 0 a process sees the norm of its own stage alone",
           "strategy.zero: 1, which costs no more"),
@@ -210,6 +215,11 @@ LIMITS: tuple[Limit, ...] = (
           f"strategy.zero: 3, or one of {', '.join(SPLIT_ARCHITECTURES)}"),
     Limit(above(SEQUENCE, 1), "attention heads that it divides, and the model has {query_heads}",
           _divides("query_heads"), "a divisor, or a shorter data.sequence_length with strategy.recompute: layers"),
+    Limit(above(SEQUENCE, 1), "attention without softened scores, not {architecture}",
+          lambda value, facts: facts.architecture not in NOT_SEQUENCED,
+          "strategy.pipeline or strategy.tensor, with model.attention: eager"),
+    Limit(above(PIPELINE, 1), "an architecture that is an embedding, a row of layers and a norm, not {architecture}",
+          lambda value, facts: facts.architecture not in NOT_STAGED, "strategy.tensor, or strategy.zero: 3"),
     Limit(above(PIPELINE, 1), "at least as many layers, and the model has {layers}",
           lambda value, facts: not facts.layers or value <= facts.layers, "fewer stages"),
     Limit(one_of(OVERLAP, "superoffload"), "a GPU that computes beside the host", _on_gpus,

@@ -14,7 +14,8 @@ from velocity.config.base import Config, Mark, apply_override, read_yaml, valida
 from velocity.config.generate import GenerateJob
 from velocity.config.job import Job, LoadedJob, flatten
 from velocity.config.training import TrainingJob
-from velocity.errors import UserError
+from velocity.errors import Problem, UserError
+from velocity.secrets import SHORTEST, found_in, is_secret_name, scrub
 
 TASKS: Mapping[str, type[Job]] = {
     "pretrain": TrainingJob,
@@ -31,7 +32,26 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> LoadedJob[Any]:
     for text in overrides:
         apply_override(data, mark, text)
     job = job_of(data, mark)
-    return LoadedJob(job, {key: _origin(job, key, mark) for key in flatten(job.model_dump())}, path)
+    loaded = LoadedJob(job, {key: _origin(job, key, mark) for key in flatten(job.model_dump())}, path)
+    if problems := list(_secrets(loaded)):
+        raise UserError(problems)
+    return loaded
+
+
+def _secrets(loaded: LoadedJob[Job]) -> Iterator[Problem]:
+    """One problem a secret: the job is copied into the run folder, the model card and the trackers."""
+    for key, value in flatten(loaded.job.model_dump()).items():
+        if loaded.origins[key] != "default" and (what := _secret_in(key, value)):
+            fix = "give it in the environment; a job file or a command line is copied and seen"
+            yield Problem(f"{scrub(key)} holds {what}", loaded.origins[key], fix)
+
+
+def _secret_in(key: str, value: Any) -> str | None:
+    texts = [text for text in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(text, str)]
+    found = next(filter(None, map(found_in, [key, *texts])), None)
+    if found is None and is_secret_name(key.rpartition(".")[2]) and any(len(text) >= SHORTEST for text in texts):
+        return "what its name calls a secret"  # such as DeepSpeed's comet.api_key
+    return found
 
 
 def job_of(data: dict[str, Any], mark: Mark) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -22,6 +24,8 @@ from velocity.config.base import Config
 Format = Literal["text", "chat", "prompt_completion", "preference", "feedback"]
 Attention = Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
+TIME = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in "dhms"))
+UNITS_SECONDS = (86_400, 3_600, 60, 1)
 
 
 def path_to_mapping(value: Any) -> Any:
@@ -39,6 +43,14 @@ def _one_to_named(value: Any) -> Any:
     if isinstance(value, (str, list)) or (isinstance(value, dict) and "path" in value):
         return {"eval": value}
     return value
+
+
+def without_secret(address: str) -> str:
+    """The address; ValueError where it holds a user or password."""
+    if "@" in urlsplit(address).netloc:
+        # the job file is copied into the run folder, the model card and the trackers
+        raise ValueError("an address must not hold a user or password; give them in the environment")
+    return address
 
 
 class ModelConfig(Config):
@@ -64,10 +76,7 @@ class PlaceConfig(Config):
     @field_validator("path")
     @classmethod
     def _without_secret(cls, path: str) -> str:
-        if "@" in urlsplit(path).netloc:
-            # the job file is copied into the run folder, the model card and the trackers
-            raise ValueError("an address must not hold a user or password; give them in the environment")
-        return path
+        return without_secret(path)
 
 
 class SourceConfig(PlaceConfig):
@@ -227,16 +236,48 @@ OptimizerConfig = Annotated[
 ]
 
 
+def seconds_of(time: Any) -> float:
+    """Of `90m`, `1h30m`, `2d`, or a number of seconds; ValueError where it is none of them."""
+    seconds = 0.0
+    if isinstance(time, str) and (found := TIME.fullmatch(time)):
+        seconds = sum(float(part or 0) * unit for part, unit in zip(found.groups(), UNITS_SECONDS, strict=True))
+    elif isinstance(time, (int, float)) and not isinstance(time, bool):
+        seconds = float(time)
+    if not 0 < seconds < math.inf:
+        raise ValueError("not a time; use days, hours, minutes, seconds as in 2d, 12h, 1h30m, 45s, or a number")
+    return seconds
+
+
 class DurationConfig(Config):
-    """When training ends."""
+    """When training ends, and for how long it may go on before it saves and leaves the rest to another attempt."""
 
     epochs: PositiveFloat | None = None
     steps: PositiveInt | None = None
     tokens: PositiveInt | None = None
+    wall_clock: float | str | None = Field(
+        None, description="time of an attempt, such as 90m, 1h30m, 2d, or seconds: it saves before, and exits with 75"
+    )
+
+    @property
+    def wall_clock_seconds(self) -> float | None:
+        """How long one attempt may take from the start of its command to its end; None: as long as it likes."""
+        return None if self.wall_clock is None else seconds_of(self.wall_clock)
+
+    @property
+    def end(self) -> tuple[float | None, int | None, int | None]:
+        """What decides the run's length, however many attempts it takes."""
+        return self.epochs, self.steps, self.tokens
+
+    @field_validator("wall_clock", mode="before")
+    @classmethod
+    def _is_a_time(cls, value: Any) -> Any:
+        if value is not None:
+            seconds_of(value)
+        return value
 
     @model_validator(mode="after")
     def _one_end(self) -> DurationConfig:
-        if sum(end is not None for end in (self.epochs, self.steps, self.tokens)) != 1:
+        if sum(end is not None for end in self.end) != 1:
             raise ValueError("give one end of the training; epochs: 2, or steps: 500, or tokens: 1000000")
         return self
 
@@ -246,3 +287,20 @@ class CheckpointConfig(Config):
 
     every: PositiveInt = Field(200, description="steps between checkpoints")
     keep: PositiveInt = Field(3, description="how many of the newest to keep")
+    keep_every: PositiveInt | None = Field(None, description="keep those whose step is a multiple of it for good, too")
+    best: str | None = Field(None, description="the evaluation set by whose loss the best one is kept, too")
+    background: bool | Literal["auto"] = Field(
+        "auto", description="write while training goes on, from a copy in host memory; auto: where that has room"
+    )
+    mirror: str | None = Field(
+        None, description="where finished checkpoints are copied to: a folder, or an s3, gs or az URL"
+    )
+
+    @field_validator("mirror")
+    @classmethod
+    def _is_a_mirror(cls, mirror: str | None) -> str | None:
+        if mirror is not None and "://" in mirror:
+            if not re.match(r"(s3|gs|az)://[^/?]+[^?]*$", mirror):
+                raise ValueError("a mirror is a folder, or an address such as s3://bucket/run, gs://… or az://…")
+            without_secret(mirror)
+        return mirror

@@ -82,14 +82,22 @@ class TrainingJob(Job):
         return self
 
     @model_validator(mode="after")
+    def _the_best_is_known(self) -> TrainingJob:
+        best = self.checkpoint.best
+        if best is not None and best not in self.data.eval:
+            sets = ", ".join(self.data.eval) or "and there is none"
+            raise ValueError(f"checkpoint.best={best} is no evaluation set; use one of data.eval: {sets}")
+        return self
+
+    @model_validator(mode="after")
     def _settings_go_together(self) -> TrainingJob:
         for clash in clashes(self):
             raise ValueError(clash)
         return self
 
     def ends_like(self, other: Job) -> bool:
-        """True where both train for as long."""
-        return isinstance(other, TrainingJob) and other.duration == self.duration
+        """True where both train for as long; in how many attempts does not matter."""
+        return isinstance(other, TrainingJob) and other.duration.end == self.duration.end
 
     @property
     def row_tokens(self) -> int:

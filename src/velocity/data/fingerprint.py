@@ -22,17 +22,25 @@ def digest(value: Any) -> str:
 
 
 def content_hash(path: Path, cache: Path) -> str:
-    """The hash of a file's bytes; kept in `cache` under the file's path, size and times."""
+    """The hash of a file's bytes; kept in `cache` under the file's path, size and times, with a hash of the hash."""
     status = path.stat()
     state = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     note = cache / "hashes" / f"{digest(state)}.txt"
-    if note.is_file() and len(known := note.read_text()) == 32:
-        return known
+    if note.is_file():
+        known, _, check = note.read_text(encoding="utf-8", errors="replace").partition(" ")
+        if check == digest(known):
+            return known
+    found = hash_of(path)
+    write_atomically(note, f"{found} {digest(found)}")
+    return found
+
+
+def hash_of(path: Path) -> str:
+    """The hash of a file's bytes."""
     hasher = hashlib.blake2b(digest_size=16)
     with path.open("rb") as stream:
         while block := stream.read(BLOCK):
             hasher.update(block)
-    write_atomically(note, hasher.hexdigest())
     return hasher.hexdigest()
 
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -25,7 +24,7 @@ from velocity.data.sources import Chunk, File, list_files, read_chunks
 from velocity.data.store import Block, SequenceStore, StoreWriter, open_or_build
 from velocity.data.tokenizer import load_tokenizer, tokenizer_hash
 from velocity.errors import JobError, UserError
-from velocity.process import die_with_parent
+from velocity.process import die_with_parent, ignore_stops
 
 Report = Callable[[str], None]
 CODE = (answers, encode, parse, records, sources, store, tokenizer, turns)  # what a tokenised store depends on
@@ -88,8 +87,7 @@ def parse_json(line: bytes) -> Any:
 
 def _start_worker() -> None:
     die_with_parent()  # it holds the parent's locks, too
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ignore_stops()  # they are the parent's to answer, whether or not all of its processes hear of them
 
 
 def _work(chunk: Chunk) -> _Encoded:
@@ -122,7 +120,8 @@ class Preparation:
         names = [(file.path, file.split, file.subset) for file in files]
         settings = [source.format, source.fields, asdict(self.rules), self.job.data.on_bad_record]
         key = digest([code, self.tokenizer_hash, settings, list(zip(names, hashes, strict=True))])
-        return open_or_build(self.cache / "sequences" / key, lambda folder: self._build(folder, source, files, hashes))
+        place = self.cache / "sequences" / key
+        return open_or_build(place, lambda folder: self._build(folder, source, files, hashes), self.cache)
 
     def _build(self, folder: Path, source: SourceConfig, files: list[File], hashes: list[str]) -> None:
         stats: dict[str, Any] = {"path": source.path, "files": [file.path for file in files], "hashes": hashes}

@@ -96,7 +96,7 @@ def prepare_prompts(job: GenerateJob, folder: Path, limit: int | None, report: C
         _Builder(job, made, limit, report).build(temporary, found, hashes)
 
     place = cache / "prompts" / key
-    build_once(place, build)
+    build_once(place, build, cache)
     return PromptStore(place)
 
 

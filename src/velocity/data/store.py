@@ -1,6 +1,7 @@
 """Tokenised sequences on disk: one Arrow file, memory-mapped, and its counts. It knows no tokenizer.
 
-A store is written to a temporary folder and renamed when whole, so a folder of the right name is always whole.
+A store is written to a temporary folder and renamed when whole. It lists its files with their hashes: one that was
+damaged since is found when a job starts, and built again.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from velocity.data.encode import TokenSequence
-from velocity.data.fingerprint import digest
+from velocity.data.fingerprint import content_hash, digest, hash_of
 from velocity.data.turns import Ids, Mask
-from velocity.files import whole_folder
+from velocity.errors import UserError
+from velocity.files import make_private, whole_folder, why_untrusted
+from velocity.terminal import say
 
 SCHEMA = pa.schema({
     "ids": pa.list_(pa.int32()), "trained": pa.list_(pa.uint8()), "file": pa.int32(), "line": pa.int64(),
     "parts": pa.list_(pa.int32(), 3), "desirable": pa.uint8(),
 })  # fmt: skip
 Parts = NDArray[np.int32]
+SEAL = "seal.json"  # the hash of every other file of a store
 
 
 @dataclass(frozen=True)
@@ -157,21 +161,61 @@ class StoreWriter:
         )
 
 
-def open_or_build(folder: Path, build: Callable[[Path], None]) -> SequenceStore:
-    """The store `folder`; where it does not exist, `build` fills a temporary folder that becomes it."""
-    build_once(folder, build)
+def open_cache(path: str) -> Path:
+    """The folder `data.cache`, made if need be; UserError where anybody may write what we would train on."""
+    cache = Path(path).expanduser()
+    make_private(cache)
+    if why := why_untrusted(cache, shared=True):  # a team's may be of one of its members
+        raise UserError(f"the cache is not to be trusted: {why}", f"data.cache {cache}", f"chmod o-w {cache}")
+    return cache
+
+
+def open_or_build(folder: Path, build: Callable[[Path], None], cache: Path) -> SequenceStore:
+    """The store `folder`; where it does not exist whole, `build` fills a temporary folder that becomes it."""
+    build_once(folder, build, cache)
     return SequenceStore(folder)
 
 
-def build_once(folder: Path, build: Callable[[Path], None]) -> None:
-    """The folder exists: as it was, or as `build` filled it, whole. Of two processes one builds and the other waits."""
-    if folder.is_dir():
+def build_once(folder: Path, build: Callable[[Path], None], cache: Path) -> None:
+    """The folder exists: as it was, or as `build` filled it, whole. Of two processes one builds and the other waits.
+
+    One that was damaged is said, and built again. The files are read where `cache` has no note that they were.
+    """
+    if folder.is_dir() and damage(folder, cache) is None:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder.with_suffix(".lock")):
-        if not folder.is_dir():
-            with whole_folder(folder) as temporary:
-                build(temporary)
+        why = damage(folder, cache) if folder.is_dir() else ""
+        if why is None:
+            return
+        if why:
+            say(f"WARNING: what was tokenised into {folder} is damaged: {why}; it is made again")
+        with whole_folder(folder) as temporary:
+            build(temporary)
+            seal(temporary)
+
+
+def seal(folder: Path) -> None:
+    """What lies in the folder now is what belongs there."""
+    (folder / SEAL).unlink(missing_ok=True)
+    hashes = {path.name: hash_of(path) for path in sorted(folder.iterdir())}
+    (folder / SEAL).write_text(json.dumps({"files": hashes, "all": digest(hashes)}, indent=1))
+
+
+def damage(folder: Path, cache: Path) -> str | None:
+    """What is wrong with a store; None where its files are those that were built."""
+    try:
+        sealed = json.loads((folder / SEAL).read_text())
+        if sealed["all"] != digest(sealed["files"]):
+            return f"{SEAL} has changed"
+        for name, known in sealed["files"].items():
+            if content_hash(folder / name, cache) != known:
+                return f"{name} has changed"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, TypeError, KeyError):
+        return f"{SEAL} has changed"
+    return None
 
 
 @contextmanager

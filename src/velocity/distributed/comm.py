@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
+from velocity.distributed import pulse
 from velocity.errors import UserError
 
 # How long a rank waits for the others: the first one writes whole models and checkpoints while they wait.
@@ -85,17 +87,46 @@ class Tally:
     """Counters that all ranks share; each call of `add` is one atomic step, on whatever machine a rank is."""
 
     def __init__(self, ranks: Ranks) -> None:
-        self._store: Any = HashStore()
-        if ranks.world_size == 1:
-            return
-        address = os.environ["MASTER_ADDR"]
-        served = TCPStore(address, 0, is_master=True, wait_for_workers=False) if ranks.first else None
-        port = from_first(served.port if served else None)
-        self._store = served or TCPStore(address, port, is_master=False, wait_for_workers=False)
+        self._store = _shared_store(ranks)
 
     def add(self, name: str, amount: int = 1) -> int:
         """The counter after we added to it."""
         return int(self._store.add(name, amount))
+
+
+class Board:
+    """Notes that ranks leave for each other. A thread of its own may use it while others compute."""
+
+    POLL_SECONDS = 0.05
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._store = _shared_store(ranks)
+
+    def post(self, name: str, text: str) -> None:
+        """The note can be taken."""
+        self._store.set(name, text)
+
+    def take(self, name: str, patience_seconds: float) -> str:
+        """The note, which is then gone; TimeoutError where nobody posts it."""
+        end = time.monotonic() + patience_seconds
+        # a blocking wait would hold the store's lock, and our own main thread with it
+        while not self._store.check([name]):
+            if time.monotonic() > end:
+                raise TimeoutError(f"nobody posted {name}")
+            time.sleep(self.POLL_SECONDS)
+        text = bytes(self._store.get(name)).decode()
+        self._store.delete_key(name)
+        return text
+
+
+def _shared_store(ranks: Ranks) -> Any:
+    """A store that all ranks write and read; rank 0 serves it. Every rank calls it."""
+    if ranks.world_size == 1:
+        return HashStore()
+    address = os.environ["MASTER_ADDR"]
+    served = TCPStore(address, 0, is_master=True, wait_for_workers=False) if ranks.first else None
+    port = from_first(served.port if served else None)
+    return served or TCPStore(address, port, is_master=False, wait_for_workers=False)
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
@@ -110,14 +141,31 @@ def from_first(value: Any) -> Any:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box)
+    with pulse.waiting():
+        dist.broadcast_object_list(box)
     return box[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's value, on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    box: list[Any] = [None] * dist.get_world_size()
+    with pulse.waiting():
+        dist.all_gather_object(box, value)
+    return box
+
+
+def any_rank(flag: bool) -> bool:  # noqa: FBT001 - as an engine's, where there is none yet
+    """True, on every rank, where it is on one."""
+    return any(gather(flag))
 
 
 def wait_for_all() -> None:
     """All ranks have come this far."""
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()
+        with pulse.waiting():
+            dist.barrier()
 
 
 def check_device(device: torch.device, gpus: Sequence[Any]) -> None:

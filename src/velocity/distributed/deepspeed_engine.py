@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +12,9 @@ from torch import Tensor, nn
 from velocity.batch import Batch
 from velocity.distributed import comm, tensor
 from velocity.distributed.engine import Loss, Objective, StepStats, learn_one_by_one, set_rate
+from velocity.distributed.flats import Flat, Known, named, refresh, scaler_of, whole_flats, zero_flats
 from velocity.distributed.gradients import clip_or_drop
 from velocity.distributed.mesh import Mesh
-
-TAG = "engine"
 
 
 class DeepSpeedEngine:
@@ -33,7 +31,8 @@ class DeepSpeedEngine:
         comm.prepare_deepspeed()
         import deepspeed
 
-        mpu = tensor.tell_deepspeed(mesh, tensor="tensor_parallel" in config)
+        self.split = "tensor_parallel" in config
+        mpu = tensor.tell_deepspeed(mesh, tensor=self.split)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.engine: Any = deepspeed.initialize(model=scorer, optimizer=optimizer, config=dict(config), mpu=mpu)[0]
@@ -102,15 +101,26 @@ class DeepSpeedEngine:
         """True, on every rank, where it is on one."""
         return bool(comm.sum_over_ranks(torch.tensor(float(flag), device=self.device)) > 0)
 
-    def save(self, folder: Path) -> None:
-        """Write all that `load` needs."""
-        # frozen weights are those of the model folder: an adapter's checkpoint stays small
-        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=self.partly)
+    def flats(self, *, start: bool = False) -> Iterator[Sequence[Flat]]:
+        """Each rank's part, or whole parameters at stage 0; what waits on a disk a group at a time."""
+        names = named(self.scorer)
+        if self.stage == 0:
+            return whole_flats(self.engine.optimizer, names, self.mesh, start=start)
+        return zero_flats(self.engine.optimizer, Known(names, self.mesh, self._saves), start=start)
 
-    def load(self, folder: Path) -> None:
-        """Take the state of `save`."""
-        # DeepSpeed's files are pickles: they are read from our own run folder only, never from a model folder.
-        self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=not self.partly)
+    def _saves(self, parameter: Tensor) -> bool:
+        """False for what another rank of our tensor group has whole, too."""
+        return not self.split or self.mesh.inner_rank == 0 or tensor.split_of(parameter) is not None
+
+    def refresh(self) -> None:
+        """The weights that compute, in 16 bit or in parts, are those of the flat tensors."""
+        if self.stage > 0:
+            refresh(self.engine.optimizer)
+
+    @property
+    def scaler(self) -> dict[str, Any]:
+        """What fp16's dynamic loss scale has learned."""
+        return scaler_of(self.engine)
 
     def weights(self) -> Mapping[str, Tensor]:
         """Return the whole weights of what is trained, on rank 0."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
 
 from velocity.batch import Batch
+from velocity.distributed.flats import Flat
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,18 @@ class TrainEngine(Protocol):
     def any_rank(self, flag: bool) -> bool:
         """True, on every rank, where it is on one."""
 
-    def save(self, folder: Path) -> None:
-        """All that `load` needs to go on bit for bit lies in `folder`. Every rank calls it."""
+    def flats(self, *, start: bool = False) -> Iterator[Sequence[Flat]]:
+        """Where weights and optimizer state lie on this rank: each time those that are in memory together.
 
-    def load(self, folder: Path) -> None:
-        """The state is that of `save`, at the same number of ranks. Every rank calls it."""
+        With `start` the optimizer has all its state, of zeros, and what is written into it stays. Every rank calls it.
+        """
+
+    def refresh(self) -> None:
+        """What computes are the weights that were written into `flats`. Every rank calls it."""
+
+    @property
+    def scaler(self) -> dict[str, Any]:
+        """What a loss scaler has learned, by attribute; it can be written. Empty where none is needed."""
 
     def weights(self) -> Mapping[str, Tensor]:
         """Return the whole weights of what is trained, on the processor of rank 0; empty elsewhere.

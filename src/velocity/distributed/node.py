@@ -5,52 +5,95 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import signal
 import sys
 import uuid
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from velocity.distributed import failure
+from velocity.distributed import failure, pulse
+from velocity.distributed.failure import Failure
+from velocity.distributed.watchdog import Watchdog
 from velocity.errors import Problem
-from velocity.process import become_parent, die_with_parent
+from velocity.process import become_parent, children, die_with_parent, hear_stops, ignore_stops, stops_wait
+from velocity.terminal import keep_secrets
 
-FAILED, INTERRUPTED = 1, 75
-# Asked to stop, the ranks end their step and save. torchrun would kill them after 30 s; whoever asked can do that.
-STOP_SECONDS = 3600
+FAILED = 1
+LOOK_SECONDS = 0.1
+AT_ONCE_SECONDS = 2
 
 
 def main(processes: int, failures: Path, module: str, arguments: list[str]) -> int:
     """Run `python -m module arguments` in `processes` ranks; return the first failure's exit status, or 0.
 
-    A rank that a signal killed cannot say so itself: its failure is written into the folder `failures`.
+    A rank that a signal killed, or that hangs, cannot say so itself: its failure is written into `failures`.
     """
     die_with_parent()
+    keep_secrets()
     become_parent()  # of the ranks
     _quieten()
+    asked: list[int] = []
+    hear_stops(asked.append)
+    with ThreadPoolExecutor(1) as starter:
+        # in this thread torchrun's agent would hear signals by itself, and a second one would end it before ranks saved
+        with stops_wait():
+            ranks = starter.submit(_run, processes, failures, module, arguments)
+        _pass_on(asked, ranks)
+    ignore_stops()
+    return ranks.result()
+
+
+def _pass_on(asked: list[int], ranks: Future[int]) -> None:
+    """Until they have ended, each rank hears once that we were asked to stop, also one that starts later."""
+    told: set[int] = set()
+    while not wait([ranks], LOOK_SECONDS).done:
+        for rank in set(children(os.getpid())) - told if asked else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank, asked[0])
+            told.add(rank)
+
+
+def _run(processes: int, failures: Path, module: str, arguments: list[str]) -> int:
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, max_restarts=0,
-        rdzv_backend="c10d", rdzv_endpoint="localhost:0", monitor_interval=0.2, signals_to_handle="SIGTERM,SIGINT",
-        shutdown_timeout=STOP_SECONDS,
+        rdzv_backend="c10d", rdzv_endpoint="localhost:0", monitor_interval=0.2,
     )  # fmt: skip
+    watchdog = Watchdog(failures)
+    watchdog.start()
     try:
         elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
-        rank, first = error.get_first_failure()
-        if first.exitcode < 0:
-            what = f"a process was killed by {signal.Signals(-first.exitcode).name}"
-            fix = "if nobody killed it, memory was short: the kernel's log says so"
-            problem = Problem(what, f"rank {rank} on {failure.host()}", fix)
-            failure.record(failures, rank, str(problem), exit_status=FAILED, killed=True)
-            return FAILED
-        return int(first.exitcode)
-    except SignalException:
-        return INTERRUPTED
+        return FAILED if watchdog.fired else _failed(failures, error)
+    finally:
+        watchdog.stop()
     return 0
+
+
+def _failed(failures: Path, error: ChildFailedError) -> int:
+    """The exit status of the first rank that failed; its failure lies in the folder where a signal killed it."""
+    rank, first = error.get_first_failure()
+    # its peers may have said within the same second that it is gone; torchrun ends whoever does not end by itself
+    soon = {one: each for one, each in error.failures.items() if each.timestamp <= first.timestamp + AT_ONCE_SECONDS}
+    killed = [one for one, each in soon.items() if each.exitcode < 0 and each.exitcode != -signal.SIGTERM]
+    if first.exitcode >= 0 and not killed:
+        return int(first.exitcode)
+    rank = min(killed, default=rank)
+    name = signal.Signals(-error.failures[rank].exitcode).name
+    doing = pulse.read(pulse.doing_file(failures, rank)) or {"rank": rank, "host": pulse.host()}
+    fix = "if nobody killed it, memory was short: the kernel's log says so"
+    stack, trace = pulse.stack_file(failures, rank), ""
+    if stack.is_file() and (trace := stack.read_text(encoding="utf-8", errors="replace")):
+        fix = f"it crashed, and left its stack in {stack}; please report it"
+    problem = Problem(f"a process was killed by {name}", pulse.where(doing), fix)
+    what = Failure(str(problem), exit_status=FAILED, kind="Killed", trace=trace, killed=True)
+    failure.record(failures, rank, what, doing)
+    return FAILED
 
 
 def _quieten() -> None:

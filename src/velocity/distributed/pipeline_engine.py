@@ -12,7 +12,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -22,9 +21,8 @@ from torch import Tensor, nn
 from velocity.batch import Batch
 from velocity.distributed import comm
 from velocity.distributed.engine import Loss, Objective, StepStats, set_rate
+from velocity.distributed.flats import Flat, Known, refresh, scaler_of, zero_flats
 from velocity.distributed.mesh import Mesh
-
-TAG = "engine"
 
 
 class StageModule(Protocol):
@@ -36,6 +34,9 @@ class StageModule(Protocol):
     def tied(self) -> nn.Parameter | None:
         """The weight that the first and the last stage both have."""
         ...
+
+    def parameters_by_name(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Our parameters under the model's names for them."""
 
     def weights(self) -> Mapping[str, Tensor]:
         """Return our weights under the model's names for them; those of all stages are the model's."""
@@ -139,14 +140,21 @@ class PipelineEngine:
         """True, on every rank, where it is on one."""
         return bool(comm.sum_over_ranks(torch.tensor(float(flag), device=self.device)) > 0)
 
-    def save(self, folder: Path) -> None:
-        """Write all that `load` needs."""
-        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+    def flats(self, *, start: bool = False) -> Iterator[Sequence[Flat]]:
+        """Our part of our stage."""
+        names = {id(weight): name for name, weight in self.stage.parameters_by_name()}
+        # the last stage's copy of a tied weight is the first one's
+        known = Known(names, self.mesh, lambda weight: weight is not self.stage.tied or self.mesh.inner_rank == 0)
+        return zero_flats(self.engine.optimizer, known, start=start)
 
-    def load(self, folder: Path) -> None:
-        """Take the state of `save`."""
-        # DeepSpeed's files are pickles: they are read from our own run folder only, never from a model folder.
-        self.engine.load_checkpoint(str(folder), tag=TAG)
+    def refresh(self) -> None:
+        """The weights that compute are those of the flat tensors."""
+        refresh(self.engine.optimizer)
+
+    @property
+    def scaler(self) -> dict[str, Any]:
+        """What fp16's dynamic loss scale has learned."""
+        return scaler_of(self.engine)
 
     def weights(self) -> Mapping[str, Tensor]:
         """Return the whole weights, on rank 0: those of the stages of the pipeline that it begins."""

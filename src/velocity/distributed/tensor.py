@@ -91,12 +91,20 @@ def _set_groups(values: tuple[Any, ...]) -> None:
         setattr(groups, name, value)
 
 
-def whole(parameter: Tensor, mesh: Mesh) -> Tensor:
-    """A parameter of which each rank of our group may hold a part: the parts put together, on all of the group."""
+def split_of(parameter: Tensor) -> tuple[int, list[int]] | None:
+    """The axis along which a parameter is split over our group, and each rank's share; None where all have it whole."""
     layout: dict[str, Any] | None = getattr(parameter, LAYOUT, None)
     if layout is None or layout["partition_dim"] is None:
+        return None
+    return layout["partition_dim"], list(layout["partition_sizes"])
+
+
+def whole(parameter: Tensor, mesh: Mesh) -> Tensor:
+    """A parameter of which each rank of our group may hold a part: the parts put together, on all of the group."""
+    split = split_of(parameter)
+    if split is None:
         return parameter.detach()
-    axis, sizes = layout["partition_dim"], layout["partition_sizes"]
+    axis, sizes = split
     part = parameter.detach().movedim(axis, 0)
     padded = part.new_zeros(max(sizes), *part.shape[1:])  # parts differ in size where the ranks do not divide
     padded[: len(part)] = part

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from velocity.batch import Batch
 from velocity.distributed.engine import Loss, Objective, StepStats, learn_one_by_one, set_rate
+from velocity.distributed.flats import Flat, named, whole_flats
 from velocity.distributed.gradients import clip_or_drop
 
 
@@ -55,17 +55,17 @@ class TorchEngine:
         """The flag itself."""
         return flag
 
-    def save(self, folder: Path) -> None:
-        """Write all that `load` needs."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(dict(self.weights()), folder / "weights.safetensors")
-        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+    def flats(self, *, start: bool = False) -> Iterator[Sequence[Flat]]:
+        """Each parameter with its state."""
+        return whole_flats(self.optimizer, named(self.scorer), None, start=start)
 
-    def load(self, folder: Path) -> None:
-        """Take the state of `save`."""
-        for name, value in load_file(folder / "weights.safetensors").items():
-            self.scorer.get_parameter(f"model.{name}").data.copy_(value)
-        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+    def refresh(self) -> None:
+        """Nothing: what computes are the flat tensors themselves."""
+
+    @property
+    def scaler(self) -> dict[str, Any]:
+        """Empty: fp32 needs none."""
+        return {}
 
     def weights(self) -> Mapping[str, Tensor]:
         """Return the whole weights of what is trained."""

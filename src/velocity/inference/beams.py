@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig as HFGenerationConfig
 
 from velocity.config.generate import GenerationConfig
+from velocity.distributed import pulse
 from velocity.inference.engine import Engine
 from velocity.inference.request import Completion, Queue, Request, Watch
 from velocity.inference.rolling import Limits
@@ -36,6 +37,8 @@ class BeamSearch:
                 return
             # a rank without rows takes part in the others' forwards, with a prompt of one token
             prompts = [request.ids for request in requests[:: self.count]] or [[0]]
+            pulse.working_on([f"row {request.row}" for request in requests[:: self.count]])
+            pulse.busy("searching with beams")
             found = self._search(prompts)
             pairs = list(zip(requests, found, strict=False))
             watch.made(sum(len(completion.ids) for _, completion in pairs))

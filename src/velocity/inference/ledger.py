@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from velocity.files import write_atomically
+from velocity.files import whole_file
 
 SMALLEST, LARGEST, SHARDS = 16, 512, 256
 TAIL_BYTES = 4096  # hold a shard's last line
@@ -48,7 +48,8 @@ class Ledger:
         failed = sum("error" in line for line in lines)
         marker = {"shard": shard, "lines": len(lines), "failed": failed}
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [*lines, marker])
-        write_atomically(self.path(shard), text)
+        with whole_file(self.path(shard)) as temporary:  # what the model said stays as it is, whatever it looks like
+            temporary.write_text(text, encoding="utf-8")
 
     def state(self, shard: int) -> dict[str, int] | None:
         """What a done shard's last line says; None for one that is not done."""

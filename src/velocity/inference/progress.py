@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from velocity.distributed import pulse
 from velocity.distributed.comm import Ranks, Tally
 from velocity.distributed.memory import memory_gib
 
@@ -83,6 +84,8 @@ class Progress:
 
     def made(self, tokens: int) -> None:
         """So many tokens more."""
+        if tokens:
+            pulse.at_work()
         self._add("tokens", tokens)
         if self._report is not None and self._report.due:
             self._tell(self._report)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from velocity.config.generate import GenerationConfig
+from velocity.distributed import pulse
 from velocity.distributed.memory import is_out_of_memory
 from velocity.inference.cache import RollingCache, own_mask, plain_cache, rolls, select_rows
 from velocity.inference.engine import Engine, Step
@@ -150,6 +151,7 @@ class RollingBatch:
 
     def _begin(self, newcomers: list[_Row]) -> list[_Row]:
         """The newcomers have their first token, and stand behind the others."""
+        pulse.working_on([f"row {row.request.row}" for row in (*newcomers, *self.rows)])
         alike: dict[tuple[int, ...], int] = {}
         of = [alike.setdefault(tuple(row.ids), len(alike)) for row in newcomers]
         head = len(self.shared)

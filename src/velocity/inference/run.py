@@ -19,7 +19,7 @@ from velocity.config.generate import GenerateJob
 from velocity.config.load import read_resolved
 from velocity.data.prompts import PromptStore
 from velocity.data.tokenizer import load_tokenizer
-from velocity.distributed import comm
+from velocity.distributed import comm, pulse
 from velocity.distributed.comm import Ranks, Tally
 from velocity.errors import InterruptedRun, JobError
 from velocity.inference import build
@@ -73,6 +73,7 @@ class Speaker:
 def generate(run: RunFolder, ranks: Ranks, stopping: Callable[[], bool] = lambda: False) -> None:
     """The job of a run folder is done: every row stands in its file of completions, once and in order."""
     job: GenerateJob = read_resolved(run.job)
+    pulse.watched(job.launch.hang_seconds)
     environment = json.loads(run.environment.read_text())
     comm.check_device(ranks.device, environment["hardware"]["gpus"])
     prompts, folder = PromptStore(Path(environment["prompts"]["store"])), Path(environment["model_folder"])
@@ -123,6 +124,7 @@ def _claims(engine: Engine, tally: Tally, todo: Sequence[int]) -> Callable[[], i
 
 def finish(run: RunFolder, job: GenerateJob, prompts: PromptStore, ledger: Ledger) -> None:
     """The file of completions is there; JobError, with the shards kept, where rows failed by themselves."""
+    pulse.busy("putting the completions together")
     path = run.completions[job.generation.format]
     say("putting the completions together …")
     if job.generation.format == "parquet":

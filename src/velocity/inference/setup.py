@@ -9,6 +9,7 @@ from pathlib import Path
 from velocity.config.generate import GenerateJob
 from velocity.data.fingerprint import digest
 from velocity.data.prompts import PromptStore, prepare_prompts
+from velocity.data.store import open_cache
 from velocity.data.tokenizer import load_tokenizer, tokenizer_hash
 from velocity.distributed.ds_config import inference_config
 from velocity.errors import UserError
@@ -37,11 +38,12 @@ class Inputs:
 def prepare_inputs(job: GenerateJob, model_folder: Path, report: Callable[[str], None]) -> Inputs:
     """The job's prompts tokenised, or found in the cache; UserError for the first one that is wrong."""
     check_vocabulary(model_folder)
+    cache = open_cache(job.data.cache)
     if job.generation.end_tokens:
         template, remote_code = job.data.chat_template, job.model.trust_remote_code
         Spoken(load_tokenizer(model_folder, template, remote_code=remote_code), job.generation, model_folder)
     prompts = prepare_prompts(job, model_folder, prompt_limit(job, model_folder), report)
-    words = tokenizer_hash(model_folder, job.data.chat_template, Path(job.data.cache).expanduser())
+    words = tokenizer_hash(model_folder, job.data.chat_template, cache)
     return Inputs(prompts, model_folder, digest([model_hash(model_folder), words, prompts.stats["hashes"]]))
 
 

@@ -8,8 +8,12 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-from velocity.process import as_parent
+from velocity.errors import InterruptedRun
+from velocity.process import STOPS, as_parent, end_all, hear_stops, ignore_stops, stops_wait
+
+INTERRUPTED = InterruptedRun.exit_status
 
 # glibc hands freed activations back to the system and faults them in again at every step: 5 to 30 % of a step
 KEEPING = {
@@ -51,17 +55,38 @@ def environment(processes: int, cores: int, *, gpus: bool, thrifty: bool = False
     return added if gpus else {**added, "DS_ACCELERATOR": "cpu"}
 
 
-def run(command: list[str], added: Mapping[str, str]) -> int:
-    """Start the command and wait for it; a signal that asks us to stop is passed on. Return its exit status."""
-    # In a session of its own, so that Ctrl-C reaches it once, through us, and not a second time from the terminal.
-    process = subprocess.Popen(command, env={**os.environ, **added, **as_parent()}, start_new_session=True)
+class Ended(NamedTuple):
+    """How a command ended."""
 
-    def pass_on(number: int, _: object) -> None:
-        process.send_signal(number)
+    status: int  # its exit status; INTERRUPTED where it was ended because we were asked to stop
+    asked: bool  # to stop, before it had ended
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+
+def run(command: list[str], added: Mapping[str, str]) -> Ended:
+    """Start the command and wait for it. What asks us to stop is passed on; the second time all of it is killed.
+
+    Slurm's warning does not count: the SIGTERM that follows it still leaves time to save.
+    """
+    asked: list[int] = []
+
+    def hear(number: int) -> None:
+        asked.append(number)
+        end_all(process.pid) if at_once() else process.send_signal(number)
+
+    def at_once() -> bool:
+        return len(asked) - asked.count(signal.SIGUSR1) > 1
+
+    before = {number: signal.getsignal(number) for number in STOPS}
+    with stops_wait():
+        # In a session of its own, so that Ctrl-C reaches it once, through us, and not a second time from the terminal.
+        process = subprocess.Popen(command, env={**os.environ, **added, **as_parent()}, start_new_session=True)
+        hear_stops(hear)
     try:
-        return process.wait()
+        status = process.wait()
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if asked:
+            ignore_stops()  # what is left is to say how it ended
+        else:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return Ended(INTERRUPTED if at_once() and status else status, bool(asked))

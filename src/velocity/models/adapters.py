@@ -6,6 +6,7 @@ An adapter's layers stand inside the model that it was put into, so whatever sco
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from velocity.config.adapter import ALL_LINEAR, AdapterConfig
 from velocity.errors import JobError, UserError
-from velocity.files import whole_folder
+from velocity.files import whole_folder, write_atomically
+from velocity.models.locate import ADAPTER_WEIGHTS
 
 INSIDE = "base_model.model."  # how peft names what lies in the model
 
@@ -91,12 +93,12 @@ def save_adapter(adapter: Any, weights: Mapping[str, Tensor], tokenizer: Any, fo
         raise JobError("the adapter came back empty", str(folder), "this is a defect of Velocity; report it")
     config = adapter.peft_config["default"]
     with whole_folder(folder) as temporary:
-        save_file(state, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(state, temporary / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         config.inference_mode = True
         config.save_pretrained(str(temporary))
         tokenizer.save_pretrained(str(temporary))
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-        (temporary / "adapter_model.safetensors").chmod(0o644)
+        write_atomically(temporary / "README.md", card)
+        shutil.copymode(temporary / "README.md", temporary / ADAPTER_WEIGHTS)  # safetensors makes it private
 
 
 def quantisation(bits: int | None, dtype: torch.dtype) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from velocity.errors import JobError
-from velocity.files import whole_folder
+from velocity.files import whole_folder, write_atomically
 
 # Settings that mean nothing without do_sample.
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -38,9 +39,10 @@ def save_model(  # noqa: PLR0913 - all that a model folder is made of
     with whole_folder(folder) as temporary:
         hf.save_pretrained(str(temporary), state_dict=dict(weights))
         tokenizer.save_pretrained(str(temporary))
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-        for file in temporary.rglob("*.safetensors"):  # safetensors makes them private
-            file.chmod(0o644)
+        readme = temporary / "README.md"
+        write_atomically(readme, card)
+        for file in temporary.rglob("*.safetensors"):  # safetensors makes them private, whatever the umask
+            shutil.copymode(readme, file)
 
 
 def generation_config(model: Any, tokenizer: Any, turn_ends: Sequence[int] = ()) -> GenerationConfig:

@@ -12,6 +12,7 @@ from velocity.config.sections import ModelConfig
 from velocity.errors import UserError
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
 HUB_LEFT = ["consolidated*", "original/*", "*/*.safetensors"]  # the same weights once more, for other programs
@@ -70,6 +71,14 @@ def base_of(adapter: Path) -> ModelConfig:
     return ModelConfig(path=path, revision=config.get("revision"))
 
 
+def check_adapter(folder: Path) -> None:
+    """Nothing, or UserError where the adapter's weights are missing, torn or a pickle, which peft would load."""
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        what = f"the adapter has no weights{_pickled(folder)}"
+        raise UserError(what, str(folder), f"it needs {ADAPTER_WEIGHTS}")
+    _check_shard(folder / ADAPTER_WEIGHTS)
+
+
 def check_config(folder: Path) -> None:
     """Nothing, or UserError where the configuration is missing or torn."""
     if not (folder / "config.json").is_file():
@@ -94,14 +103,19 @@ def check_whole(folder: Path) -> None:
     check_config(folder)
     names = weight_files(folder)
     if not names:
-        pickled = "; pickled weights are not read, convert them to safetensors" if list(folder.glob("*.bin")) else ""
         raise UserError(
-            f"the model folder has no weights{pickled}",
+            f"the model folder has no weights{_pickled(folder)}",
             str(folder),
             "it needs model.safetensors, or shards with an index",
         )
     for name in names:
         _check_shard(folder / name)
+
+
+def _pickled(folder: Path) -> str:
+    """What to say where the weights are there as a pickle: a program that may do anything when it is read."""
+    found = any(path.suffix in (".bin", ".pt", ".pth", ".ckpt") for path in folder.iterdir())
+    return "; pickled weights are not read, convert them to safetensors" if found else ""
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from velocity.models.export import save_model
-from velocity.models.locate import base_of, locate
+from velocity.models.locate import base_of, check_adapter, locate
 
 
 def merge(
@@ -22,6 +22,7 @@ def merge(
     """
     from peft import PeftModel
 
+    check_adapter(adapter)
     source = locate(base_of(adapter))
     model: Any = AutoModelForCausalLM.from_pretrained(
         str(source), dtype="auto", trust_remote_code=trust_remote_code, use_safetensors=True

@@ -10,7 +10,7 @@ Shape letters: B rows, S tokens of a row, T tokens of all rows without padding, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -71,6 +71,10 @@ class Stage(nn.Module):
         if not self.last:
             return hidden_1TD
         return in_places(self._score(hidden_1TD[0], labels_BS[real_BS]), real_BS)
+
+    def parameters_by_name(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Our parameters under the model's names for them; a tied one has its embedding's."""
+        return ((name, weight) for name, weight in self._whole().named_parameters() if not weight.is_meta)
 
     def weights(self) -> Mapping[str, Tensor]:
         """Our weights under the model's names for them; a tied one is the first stage's."""

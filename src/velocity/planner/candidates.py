@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from velocity.config.combinations import Facts, clashes, limits
+from velocity.config.combinations import SPLIT_ARCHITECTURES, Facts, clashes, limits
 from velocity.config.training import TrainingJob
 from velocity.errors import UserError
 from velocity.planner.device import USABLE, device_bytes
@@ -19,7 +19,6 @@ from velocity.planner.size import ModelSize
 from velocity.planner.speed import Speed, inner_of, rows_a_step, step_speed
 
 CPU_MICRO_TOKENS = 1024  # measured: more tokens at once are no faster on a processor, and take memory
-SPLIT = ("llama", "qwen2", "qwen3", "mistral")  # model types that are known to split over ranks
 AS_FAST = 1.02  # within 2 % the simpler one is taken: no prediction is that sharp
 ROOMY = 0.9
 DEGREES = ("tensor", "pipeline", "sequence")
@@ -212,8 +211,8 @@ def stages(job: TrainingJob, setting: Setting) -> Sequence[int]:
 
 
 def _spread(job: TrainingJob, setting: Setting) -> Iterator[TrainingJob]:
-    """The same with one further axis, where the job leaves it open and the model is known to split."""
-    if setting.size.model_type not in SPLIT:
+    """The same with one further axis, where the job leaves it open and the model is known to give the same."""
+    if setting.size.model_type not in SPLIT_ARCHITECTURES:
         return
     for name in (name for name in DEGREES if getattr(job.strategy, name) == "auto"):
         degree = 2

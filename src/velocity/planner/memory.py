@@ -138,6 +138,12 @@ def state_bytes(job: TrainingJob, size: ModelSize, precision: str, zero: int, pr
     return resident.parameters + resident.gradients + resident.optimizer
 
 
+def saved_bytes(job: TrainingJob, size: ModelSize, processes: int) -> float:
+    """Bytes of a rank's part of a checkpoint: what is trained in full precision, and the optimizer's state."""
+    model, states = model_of(job, size, processes), 2 if job.strategy.states == "bf16" else 4
+    return model.trained * (states + optimizer_bytes(job.optimizer, size, states)) / model.shards
+
+
 def _resident(job: TrainingJob, model: Model) -> Parts:
     """Weights, gradients and the optimizer's state of a rank, wherever they lie."""
     zero, shards = int(job.strategy.zero), model.shards

@@ -85,9 +85,10 @@ def model_size(folder: Path) -> ModelSize | None:
     """
     if not (folder / "config.json").is_file():
         return None
-    config = json.loads((folder / "config.json").read_text())
-    config = {**config, **config.get("text_config", {})}
-    shape = _shape(config)
+    whole = json.loads((folder / "config.json").read_text())
+    config = {**whole, **whole.get("text_config", {})}
+    # the whole's: what is known of a language model that is spread is not known of one with other senses
+    shape = {**_shape(config), "model_type": whole.get("model_type", "")}
     size_bytes = _weight_bytes(folder)
     stored = 4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2
     parameters = (

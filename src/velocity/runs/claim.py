@@ -17,7 +17,7 @@ from velocity.config.load import read_resolved
 from velocity.config.resolved import differences, is_resolved, render
 from velocity.distributed import failure
 from velocity.errors import UserError
-from velocity.files import write_atomically
+from velocity.files import make_private, why_untrusted, write_atomically
 from velocity.runs.folder import RunFolder
 
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "safetensors", "pyarrow", "numpy",
@@ -54,6 +54,8 @@ def check_startable(loaded: LoadedJob[Job], *, fresh: bool = False) -> None:
     if fresh or not run.path.is_dir():
         return
     if is_resolved(run.job):
+        for folder in filter(Path.is_dir, (run.path, run.checkpoints)):
+            _refuse_untrusted(folder)
         _refuse(run, differences(read_resolved(run.job), loaded.job))
     elif any(not path.name.startswith(".") for path in run.path.iterdir()):  # hidden: of a claim that was killed
         raise UserError(
@@ -72,7 +74,8 @@ def claim(loaded: LoadedJob[Job], manifest: Manifest, hardware: Mapping[str, Any
     check_startable(loaded)
     if is_resolved(run.job) and run.status().get("inputs", manifest.hash) != manifest.hash:
         _refuse(run, ["the content of the model or of the data"])
-    run.path.mkdir(parents=True, exist_ok=True)
+    make_private(run.path)
+    _refuse_untrusted(run.path)
     failure.forget(run.failures)
     processes = loaded.job.launch.processes
     assert isinstance(processes, int), "the planner resolves launch.processes"
@@ -92,6 +95,13 @@ def _refuse(run: RunFolder, differing: list[str]) -> None:
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
         what = f"the output folder belongs to another job; different: {'; '.join(differing[:3])}{more}"
         raise UserError(what, str(run.path), "choose another output, or move the old run aside with --fresh")
+
+
+def _refuse_untrusted(folder: Path) -> None:
+    """UserError where another user may have put the state there that the run would go on from."""
+    if why := why_untrusted(folder):
+        fix = f"chmod o-w {folder} if it is yours, or choose another output"
+        raise UserError(f"the run's state is not to be trusted: {why}", str(folder), fix)
 
 
 def _environment(manifest: Manifest, hardware: Mapping[str, Any], processes: int) -> dict[str, Any]:

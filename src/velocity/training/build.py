@@ -14,13 +14,14 @@ from velocity.batch import Batch
 from velocity.config.training import TrainingJob
 from velocity.data.corpus import Corpus
 from velocity.data.layout import Pairs, build_layout
-from velocity.data.loader import Share, eval_rows, split
+from velocity.data.loader import Share, TrainLoader, eval_rows, split
 from velocity.data.pack import Indices
 from velocity.data.store import SequenceStore
 from velocity.distributed import comm
 from velocity.distributed.comm import Ranks
 from velocity.distributed.deepspeed_engine import DeepSpeedEngine
 from velocity.distributed.ds_config import deepspeed_config, fitted, swap_folder
+from velocity.distributed.engine import TrainEngine
 from velocity.distributed.frozen_engine import FrozenEngine
 from velocity.distributed.memory import memory_gib
 from velocity.distributed.mesh import Mesh
@@ -36,6 +37,7 @@ from velocity.models.scorer import CausalScorer
 from velocity.models.stages import Stage, check_layers
 from velocity.objectives.answers import LiveReference, Reference, cached_reference
 from velocity.objectives.objective import Policy
+from velocity.training.checkpoint import Replay
 from velocity.training.evaluate import EvalSets
 from velocity.training.metrics import model_flops_utilisation
 from velocity.training.optimizer import build_optimizer
@@ -237,6 +239,24 @@ def build_seed(seed: int, rank: int) -> Callable[[int], None]:
         torch.manual_seed(seed * 1_000_003 + step * 1_009 + rank)
 
     return start
+
+
+# of the loss after loading, in nats a token, or as a share of it: other sizes sum in another order
+HELD_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
+
+
+def build_replay(job: TrainingJob, loader: TrainLoader, engine: TrainEngine) -> Replay:
+    """The mean loss of one row of the first global batch, its shortest, which every rank scores."""
+    held = loader.layout.collate(loader.corpus, loader.global_batch(0)[-1:])
+
+    @torch.no_grad()
+    def loss() -> float:
+        engine.train(False)
+        logps_BS = engine(held)
+        engine.train(True)
+        return -float(logps_BS.double().sum()) / max(held.trained, 1)
+
+    return Replay(loss, HELD_TOLERANCE[str(job.strategy.precision)])
 
 
 def build_measure(

@@ -1,23 +1,29 @@
-"""The commit protocol: written aside, renamed, marked last. It knows no engine's format.
+"""The checkpoints of a run: when one is written, which are kept, and what a run goes on from. It knows no loop.
 
-A folder without its COMMITTED file does not exist: it is a save that was cut off.
+What lies in a checkpoint is named by parameters, not by ranks: it loads at any number of ranks, stage or split.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import shutil
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from torch import Tensor
+
+from velocity.checkpoints import commit
+from velocity.checkpoints.background import STATE, Report, Writer
+from velocity.checkpoints.pieces import Pieces, pieces_of, restore
+from velocity.config.sections import CheckpointConfig
 from velocity.distributed import comm
+from velocity.distributed.comm import Board, Ranks
 from velocity.distributed.engine import TrainEngine
-from velocity.errors import UserError
-from velocity.files import sync, sync_all
-
-MARKER = "COMMITTED"
-FULL_BYTES = 1 << 20  # a disk with less room than this took what fitted of a write, and refused the rest
+from velocity.errors import JobError
+from velocity.files import make_private
+from velocity.terminal import say
 
 
 @dataclass
@@ -29,63 +35,189 @@ class TrainState:
     skipped_in_a_row: int = 0
 
 
+@dataclass(frozen=True)
+class Replay:
+    """A held batch: its loss is saved with a checkpoint, and must come again when that is loaded."""
+
+    loss: Callable[[], float]
+    tolerance: float  # of 1, or of the loss where that is larger
+
+
 class Checkpoints:
-    """The checkpoints of one run. Every rank calls each method; rank 0 decides and writes."""
+    """The checkpoints of one run. Every rank calls each method; rank 0 decides and commits."""
 
-    def __init__(self, folder: Path, keep: int, *, first: bool, layout: str = "") -> None:
-        """`layout` says how the engine spreads its state: what was saved with another one does not load."""
-        self.folder, self.keep, self.first, self.layout = folder, keep, first, layout
+    def __init__(
+        self,
+        folder: Path,
+        config: CheckpointConfig,
+        ranks: Ranks,
+        *,
+        scores: Mapping[int, float] | None = None,
+        replay: Replay | None = None,
+        committed: Callable[[Path], None] = lambda folder: None,
+    ) -> None:
+        """`scores` are the losses by which earlier ones are judged, by step.
 
-    def save(self, engine: TrainEngine, state: TrainState) -> None:
-        """A committed checkpoint of `state` exists; older ones beyond `keep` do not."""
-        final = self.folder / f"step-{state.step:08}"
-        if comm.from_first((final / MARKER).exists() if self.first else None):
-            return  # a stop may be asked for just behind a save; the one that is there is never touched
-        temporary = self.folder / f".{final.name}.tmp"
-        if self.first:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        comm.wait_for_all()
-        try:
-            engine.save(temporary / "engine")
-        except Exception as error:
-            full = shutil.disk_usage(temporary).free < FULL_BYTES
-            if self.first:
-                shutil.rmtree(temporary, ignore_errors=True)  # it would keep the disk full
-            if full:  # torch's writer does not say so
-                raise OSError(errno.ENOSPC, str(error), str(final)) from None
-            raise
-        comm.wait_for_all()
-        if self.first:
-            (temporary / "state.json").write_text(json.dumps({**asdict(state), "layout": self.layout}))
-            sync_all(temporary)
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.rename(final)
-            (final / MARKER).touch()
-            sync(final)
-            sync(self.folder)
-            self._prune()
-        comm.wait_for_all()
-
-    def resume(self, engine: TrainEngine) -> TrainState:
-        """The state of the newest committed checkpoint, loaded; a fresh one where there is none.
-
-        UserError where it was saved with another layout.
+        `committed` hears of each new checkpoint, on the first rank, when it next looks.
         """
-        newest = comm.from_first(str(self._committed()[-1]) if self.first and self._committed() else None)
-        if newest is None:
-            return TrainState()
-        state = json.loads((Path(newest) / "state.json").read_text())
-        if (saved := state.pop("layout")) != self.layout:
-            what = f"the checkpoint is of {saved}, and does not load with {self.layout}"
-            raise UserError(what, newest, "go on with the former settings, or begin anew with --fresh")
-        engine.load(Path(newest) / "engine")
-        return TrainState(**state)
+        self.folder, self.config, self.ranks, self.replay, self.committed = folder, config, ranks, replay, committed
+        self.save_seconds = 0.0  # of the longest save so far, from its begin to its commit
+        self._board = Board(ranks)
+        self._writer: Writer | None = None
+        self._blocked_seconds = 0.0
+        self._reports: list[Report] = []
+        self._host: dict[str, Tensor] = {}  # where pieces are copied to, used again by each save
+        self._scores = dict(scores or {})
 
-    def _committed(self) -> list[Path]:
-        return sorted(marker.parent for marker in self.folder.glob(f"step-*/{MARKER}"))
+    def save(
+        self, engine: TrainEngine, state: TrainState, scores: Mapping[str, float] | None = None, *, wait: bool = False
+    ) -> None:
+        """A checkpoint of `state` is being written; with `wait` it is written.
+
+        `scores` are the evaluation sets' losses at this step. A save that fails leaves those before, and is reported.
+        """
+        began = time.perf_counter()
+        self.finish()
+        final = self.folder / commit.name_of(state.step)
+        if comm.from_first((final / commit.MARKER).exists() if self.ranks.first else None):
+            return  # a stop may be asked for just behind a save; the one that is there is never touched
+        facts = {
+            **asdict(state),
+            "loss": comm.from_first(self.replay.loss()) if self.replay else None,
+            "scaler": {name: value for name, value in engine.scaler.items() if isinstance(value, (int, float))},
+        }
+        if self.config.best and scores:
+            self._scores[state.step] = scores[self.config.best]
+        if not self._prepare(final):
+            return
+        files: Iterable[Pieces] = (pieces_of(flats) for flats in engine.flats())
+        if self.config.background:
+            files = [[(key, self._copied(key, values)) for key, values in pieces] for pieces in files]
+        self._writer = Writer(final, files, facts, self.ranks, self._board, began)
+        self._writer.start() if self.config.background else self._writer.run()
+        self._blocked_seconds = time.perf_counter() - began
+        if wait:
+            self.finish()
+
+    def _prepare(self, final: Path) -> bool:
+        """True where the folder to write into is there and empty; else the trouble is reported."""
+        temporary, trouble = commit.temporary_of(final), ""
+        try:
+            if self.ranks.first:
+                commit.discard(temporary)
+            comm.wait_for_all()
+            make_private(temporary)
+        except OSError as error:
+            trouble = str(error)
+        trouble = next(filter(None, comm.gather(trouble)), "")
+        if trouble:
+            self._report(Report(commit.step_of(final), trouble=trouble))
+        return not trouble
+
+    def _copied(self, key: str, values: Tensor) -> Tensor:
+        kept = self._host.get(key)
+        if kept is None or kept.shape != values.shape or kept.dtype != values.dtype:
+            kept = self._host[key] = values.detach().to("cpu", copy=True)
+        else:
+            kept.copy_(values.detach())
+        return kept
+
+    def finish(self) -> None:
+        """No save is going on."""
+        if self._writer is not None:
+            report, self._writer = self._writer.wait(), None
+            self._report(replace(report, blocked_seconds=self._blocked_seconds))
+
+    def _report(self, report: Report) -> None:
+        self.save_seconds = max(self.save_seconds, report.seconds)
+        self._reports.append(report)
+        if report.trouble and self.ranks.first:
+            newest = commit.committed(self.folder)
+            behind = f"the last good one is of step {commit.step_of(newest[-1])}" if newest else "there is none yet"
+            say(f"WARNING: no checkpoint of step {report.step}: {report.trouble}; the run goes on, and {behind}")
+        elif self.ranks.first:
+            self.committed(self.folder / commit.name_of(report.step))
+            self._prune()
+
+    def reports(self) -> list[Report]:
+        """How the saves went that have ended since the last call."""
+        if self._writer is not None and self._writer.ended:
+            self.finish()
+        reports, self._reports = self._reports, []
+        return reports
 
     def _prune(self) -> None:
-        for old in self._committed()[: -self.keep]:
-            (old / MARKER).unlink()  # first, so that a half-removed one is not taken for whole
-            shutil.rmtree(old)
+        found = commit.committed(self.folder)
+        if not found or commit.damage(found[-1], sizes_only=True):
+            return  # what is older may be the only good one
+        kept = self.kept([commit.step_of(one) for one in found])
+        for old in found:
+            if commit.step_of(old) not in kept:
+                commit.remove(old)
+
+    def kept(self, steps: Sequence[int]) -> set[int]:
+        """Of some checkpoints' steps, oldest first: the newest, those that are kept for good, and the best."""
+        config = self.config
+        kept = set(steps[-config.keep :])
+        if config.keep_every:
+            kept |= {step for step in steps if step % config.keep_every == 0}
+        if config.best and (scored := [step for step in steps if step in self._scores]):
+            kept.add(min(scored, key=lambda step: self._scores[step]))
+        return kept
+
+    def resume(self, engine: TrainEngine) -> TrainState:
+        """The state of the newest whole checkpoint, loaded; a fresh one where there is none.
+
+        One that is damaged is said, and the one before is taken; it is gone then, or the run would keep it for one that
+        it has still to reach. JobError where there are only such, or where the held
+        batch's loss is another one than was saved.
+        """
+        listed = comm.from_first([one.name for one in commit.committed(self.folder)] if self.ranks.first else None)
+        damaged: list[Path] = []
+        for folder in (self.folder / name for name in reversed(listed)):
+            if why := self._damage(folder):
+                damaged.append(folder)
+                if self.ranks.first:
+                    say(f"WARNING: {folder} is not whole: {why}; the one before is taken")
+                continue
+            state = self._load(engine, folder)
+            if self.ranks.first:
+                for one in damaged:
+                    commit.remove(one)
+            return state
+        if listed:
+            fix = "begin anew with --fresh, or put a whole one back"
+            raise JobError("no checkpoint is whole", str(self.folder), fix)
+        return TrainState()
+
+    def _damage(self, folder: Path) -> str | None:
+        """What is wrong with a checkpoint; the ranks look at its files in turn."""
+        try:
+            ours = sorted(commit.manifest_of(folder))[self.ranks.rank :: self.ranks.world_size]
+            why = commit.damage(folder, ours)
+        except (OSError, ValueError) as error:
+            why = str(error)
+        return next(filter(None, comm.gather(why)), None)
+
+    def _load(self, engine: TrainEngine, folder: Path) -> TrainState:
+        restore(engine, folder)
+        state = state_of(folder)
+        engine.scaler.update(state["scaler"])
+        if self.replay and state["loss"] is not None:
+            self._check(folder, state["loss"], self.replay)
+        return TrainState(state["step"], state["skipped"], state["skipped_in_a_row"])
+
+    def _check(self, folder: Path, saved: float, replay: Replay) -> None:
+        loss = comm.from_first(replay.loss())
+        if not abs(loss - saved) <= replay.tolerance * max(1.0, abs(saved)):
+            what = f"after loading, the held batch's loss is {loss:.6f}; {saved:.6f} was saved with the checkpoint"
+            fix = (
+                "the model's code, its settings or the precision differ from then: restore them, or begin with --fresh"
+            )
+            raise JobError(what, str(folder), fix)
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """What state.json of a checkpoint says."""
+    state: dict[str, Any] = json.loads((folder / STATE).read_text())
+    return state

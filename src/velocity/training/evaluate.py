@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 
 from velocity.batch import Batch
+from velocity.distributed import pulse
 from velocity.distributed.engine import TrainEngine
 from velocity.objectives.objective import Objective
 from velocity.training.sums import Sums
@@ -41,6 +42,7 @@ def _score(
         for batch in batches:  # the same number on every rank
             if engine.any_rank(stopping()):
                 raise Stopped
+            pulse.working_on(batch.records)
             yield batch
 
     sums, units = Sums(), 0

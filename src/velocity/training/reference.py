@@ -28,7 +28,7 @@ from velocity.data.fingerprint import digest
 from velocity.data.layout import Layout
 from velocity.data.loader import MicroBatches, Share, pack_within, split
 from velocity.data.pack import Indices
-from velocity.distributed import comm
+from velocity.distributed import comm, pulse
 from velocity.distributed.engine import TrainEngine
 from velocity.errors import InterruptedRun, UserError
 from velocity.objectives.answers import answer_logps, answers_of
@@ -131,23 +131,31 @@ class ReferenceScorer:
         rows = pack_within([missing], self.layout.lengths(corpus), self.capacity)
         batches = split(corpus, rows, self.share, self.layout)
         for start in range(0, len(batches), KEPT_EVERY):
-            if self.engine.any_rank(self.stopping()):
-                raise InterruptedRun("stopped while the reference was scored", fix="run the same command to go on")
-            self._score(batches[start : start + KEPT_EVERY], scores_N2)
+            stopped = self._score(batches[start : start + KEPT_EVERY], scores_N2)
             self.cache.write(corpus, self.layout, scores_N2)
+            if stopped:
+                raise InterruptedRun("stopped while the reference was scored", fix="run the same command to go on")
         self.engine.train(True)
 
     @torch.no_grad()
-    def _score(self, batches: MicroBatches, scores_N2: Scores) -> None:
-        """The scores of our batches, and of the other ranks', stand in the array."""
-        found_N3 = torch.zeros(len(scores_N2), 3)  # the two scores, and whether some rank has them
+    def _score(self, batches: MicroBatches, scores_N2: Scores) -> bool:
+        """The scores of our batches, and of the other ranks', stand in the array.
+
+        True, on every rank, where one of them was asked to stop, and those of the last batches do not.
+        """
+        stopped, found_N3 = False, torch.zeros(len(scores_N2), 3)  # the two scores, and whether some rank has them
         for rows, batch in zip(batches.parts, batches, strict=True):
+            stopped = self.engine.any_rank(self.stopping())
+            if stopped:
+                break
+            pulse.working_on(batch.records)
             scores = score_two(self.policy, batch).cpu()
             if rows:
                 found_N3[torch.from_numpy(np.concatenate(rows))] = F.pad(scores, (0, 1), value=1.0)
         whole_N3 = self.engine.sum_over_ranks(found_N3).cpu().numpy()
         scored = whole_N3[:, 2] > 0
         scores_N2[scored] = whole_N3[scored, :2]
+        return stopped
 
 
 def score_two(policy: Policy, batch: Batch) -> torch.Tensor:

@@ -15,7 +15,7 @@ from velocity.config.sections import AnyOptimizer, SourceConfig
 from velocity.config.training import TrainingJob
 from velocity.data.fingerprint import digest
 from velocity.data.prepare import Preparation
-from velocity.data.store import SequenceStore
+from velocity.data.store import SequenceStore, open_cache
 from velocity.distributed.ds_config import deepspeed_config, origins
 from velocity.errors import UserError
 from velocity.runs.claim import Manifest
@@ -64,6 +64,7 @@ def _entry(store: SequenceStore) -> dict[str, Any]:
 def prepare_inputs(job: TrainingJob, model_folder: Path, report: Callable[[str], None]) -> Inputs:
     """Every source tokenised, or found in the cache; UserError for the first input that is wrong."""
     check_vocabulary(model_folder)
+    open_cache(job.data.cache)
     preparation = Preparation(job, model_folder, report)
     train = _stores(preparation, "data.train", job.data.train)
     evals = {name: _stores(preparation, f"data.eval.{name}", sources) for name, sources in job.data.eval.items()}

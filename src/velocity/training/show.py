@@ -21,6 +21,7 @@ def summarise(path: Path) -> dict[str, Any]:
     """The run's state, its numbers and its evaluations before and after; UserError where the folder is no run."""
     run, job, status = open_run(path)
     lines = [line for line in run.lines() if "loss" in line]
+    saves = [line["checkpoint"]["seconds"] for line in run.lines() if "checkpoint" in line]
     busy = sum(line["seconds"] for line in lines)
     processed = sum(line["tokens_per_second"] * line["seconds"] for line in lines)
     return {
@@ -34,6 +35,7 @@ def summarise(path: Path) -> dict[str, Any]:
         "tokens_per_second": processed / busy if busy else None,
         "seconds": busy,
         "memory_gib": max((line["memory_gib"] for line in lines), default=None),
+        "save_seconds": max(saves, default=None),  # the longest
         "evaluations": {name: {"before": one, "after": other} for name, (one, other) in run.evaluations().items()},
         "results": run.results(),
         "evaluated": sum("eval" in line for line in run.lines()),
@@ -48,6 +50,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     console.print(f"{summary['run']}: {summary['task']} of {summary['model']}, {summary['state']['state']}")
     if summary["cause"]:
         console.print(f"  cause: {summary['cause']['what']}")
+    if "why" in summary["state"]:
+        console.print(f"  {summary['state']['why'].splitlines()[0]}")
     losses = summary["losses"]
     if not losses:
         console.print("no step was done yet")
@@ -56,6 +60,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         f"{summary['steps']:,} steps, {summary['tokens_trained_on']:,} tokens trained on, {summary['seconds']:,.0f} s, "
         f"{summary['tokens_per_second']:,.0f} tokens/s, {summary['memory_gib']:.1f} GiB"
     )
+    if summary["save_seconds"] is not None:
+        console.print(f"a checkpoint was written within {summary['save_seconds']:,.1f} s")
     if summary["skipped"]:
         console.print(f"{summary['skipped']:,} steps were skipped: their gradient was not finite")
     console.print(f"loss {_number(losses[0], 4)} {sparkline(losses)} {_number(losses[-1], 4)}")

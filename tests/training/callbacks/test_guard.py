@@ -34,6 +34,12 @@ def test_a_tracker_that_fails_is_said_once_hears_no_more_and_is_closed(capsys: p
     assert said == "warning: wandb failed and hears no more; metrics.jsonl goes on: no route to host\n"
 
 
+def test_a_tracker_hears_numbers_alone() -> None:
+    inner = Recorder()
+    Guarded("tensorboard", inner).on_step({"step": 3, "loss": float("nan"), "not_finite": ["a.jsonl:7"]})
+    assert [list(line) for line in inner.lines] == [["step", "loss"]]
+
+
 def test_a_tracker_that_works_hears_all() -> None:
     inner = Recorder()
     guarded = Guarded("mlflow", inner)

@@ -60,6 +60,17 @@ def test_a_line_says_step_loss_speed_and_the_time_that_remains(
     assert captured.out == "", "progress goes to standard error"
 
 
+def test_records_whose_loss_is_not_finite_are_named_at_once(tmp_path: Path, clock: Clock):
+    report = ProgressReport(tmp_path, total=20, done=0)
+    tell(report, 1)
+    records = [f"a.jsonl:{number}" for number in range(6)]
+    report.on_step({"step": 2, "loss": float("nan"), "tokens_per_second": 1.0, "not_finite": records})
+    report.close()
+    assert logged(tmp_path)[-1] == (
+        "warning: step 2: not finite: the loss of a.jsonl:0, a.jsonl:1, a.jsonl:2, a.jsonl:3 (2 more)"
+    )
+
+
 def test_lines_are_ten_seconds_apart_but_the_last_step_has_one(tmp_path: Path, clock: Clock):
     report = ProgressReport(tmp_path, total=8, done=0)
     for step in range(1, 9):

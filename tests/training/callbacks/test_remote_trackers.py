@@ -18,10 +18,11 @@ from pathlib import Path
 sys.path.append(sys.argv[1])  # last: what both need comes from the tests' own environment
 from velocity.training.callbacks.build import build_callbacks
 folder = Path(sys.argv[2])
-callbacks = build_callbacks(folder, {"tracking": ["wandb", "mlflow"], "seed": 0}, 3, 0)
+job = {"tracking": ["wandb", "mlflow"], "seed": 0, "model": {"path": "named-not-to-be-seen-7"}}
+callbacks = build_callbacks(folder, job, 3, 0)
 for step in (1, 2, 3):
     for callback in callbacks:
-        callback.on_step({"step": step, "loss": 1 / step, "tokens_per_second": 5.0})
+        callback.on_step({"step": step, "loss": 1 / step, "tokens_per_second": 5.0, "memory_gib": 1.0})
 for callback in callbacks:
     callback.on_eval(3, {"unseen": {"loss": 1.0, "perplexity": 2.5, "tokens": 5}})
     callback.close()
@@ -37,6 +38,7 @@ def test_what_a_run_tells_is_kept_by_wandb_and_mlflow(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "WANDB_MODE": "offline",
+        "MY_PASSWORD": "not-to-be-seen-7",
         "MLFLOW_TRACKING_URI": (tmp_path / "mlruns").as_uri(),
         "MLFLOW_ALLOW_FILE_STORE": "true",
     }
@@ -49,3 +51,7 @@ def test_what_a_run_tells_is_kept_by_wandb_and_mlflow(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert next((tmp_path / "mlruns").rglob("eval/unseen/perplexity")).read_text().split()[1:] == ["2.5", "3"]
     assert list(run.glob("wandb/offline-run-*/*.wandb"))
+    files = (path for place in (run, tmp_path / "mlruns") for path in place.rglob("*") if path.is_file())
+    kept = {path: path.read_bytes() for path in files}
+    assert [path for path, content in kept.items() if b"not-to-be-seen-7" in content] == []
+    assert sum(b"named-***" in content for content in kept.values()) >= 2, "each was told of the job"

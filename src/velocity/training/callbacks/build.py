@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from velocity.errors import UserError
+from velocity.secrets import scrub
 from velocity.training.callbacks.callback import Callback
 from velocity.training.callbacks.guard import Guarded
 from velocity.training.callbacks.jsonl import JsonlMetrics
@@ -34,6 +36,7 @@ def check_installed(tracking: Sequence[str]) -> None:
 
 
 def _tracker(name: str, folder: Path, job: Mapping[str, Any], done: int) -> Callback:
+    told = json.loads(scrub(json.dumps(job)))  # it leaves the machine
     match name:
         case "tensorboard":
             from velocity.training.callbacks.tensorboard import TensorBoard
@@ -42,8 +45,8 @@ def _tracker(name: str, folder: Path, job: Mapping[str, Any], done: int) -> Call
         case "wandb":
             from velocity.training.callbacks.wandb import WandB
 
-            return WandB(folder, job)
+            return WandB(folder, told)
         case _:
             from velocity.training.callbacks.mlflow import MLflow
 
-            return MLflow(folder, job)
+            return MLflow(folder, told)

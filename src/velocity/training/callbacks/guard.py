@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from velocity.checkpoints.background import Report
 from velocity.training.callbacks.callback import Callback
 
 
@@ -25,9 +26,9 @@ class Guarded:
             what = f"warning: {self.name} failed and hears no more; metrics.jsonl goes on: {error}"
             print(what, file=sys.stderr, flush=True)
 
-    def on_step(self, line: Mapping[str, float]) -> None:
-        """Pass a step's numbers on."""
-        self._try(self.inner.on_step, line)
+    def on_step(self, line: Mapping[str, Any]) -> None:
+        """Pass a step's numbers on; trackers take nothing else."""
+        self._try(self.inner.on_step, {name: value for name, value in line.items() if not isinstance(value, list)})
 
     def on_eval(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """Pass an evaluation's numbers on."""
@@ -36,6 +37,10 @@ class Guarded:
     def on_phase(self, what: str) -> None:
         """Pass on what takes a while."""
         self._try(self.inner.on_phase, what)
+
+    def on_save(self, report: Report) -> None:
+        """Pass on how a checkpoint was written."""
+        self._try(self.inner.on_save, report)
 
     def close(self) -> None:
         """Close the tracker, also one that failed."""

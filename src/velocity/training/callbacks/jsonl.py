@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from velocity.checkpoints.background import Report
 
 
 class JsonlMetrics:
@@ -15,7 +18,7 @@ class JsonlMetrics:
     def __init__(self, path: Path) -> None:
         self.stream = path.open("a", encoding="utf-8")
 
-    def on_step(self, line: Mapping[str, float]) -> None:
+    def on_step(self, line: Mapping[str, Any]) -> None:
         """Tell a step's numbers."""
         self._write(line)
 
@@ -29,6 +32,11 @@ class JsonlMetrics:
 
     def on_phase(self, what: str) -> None:
         """Keep nothing of it."""
+
+    def on_save(self, report: Report) -> None:
+        """Tell how long a checkpoint took, and how large it is, or why there is none."""
+        facts = {name: value for name, value in asdict(report).items() if name != "step" and value != ""}
+        self._write({"step": report.step, "checkpoint": facts})
 
     def close(self) -> None:
         """Write what is left, and end."""

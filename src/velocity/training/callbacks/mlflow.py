@@ -8,6 +8,8 @@ from typing import Any
 
 import mlflow
 
+from velocity.checkpoints.background import Report
+
 
 class MLflow:
     """One MLflow run an attempt, named after the run folder."""
@@ -29,6 +31,9 @@ class MLflow:
 
     def on_phase(self, what: str) -> None:
         """Keep nothing of it."""
+
+    def on_save(self, report: Report) -> None:
+        """Nothing."""
 
     def close(self) -> None:
         """Write what is left, and end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from velocity.checkpoints.background import Report
 from velocity.runs.prediction import PROBE_STEPS, record
 
 
@@ -26,6 +27,9 @@ class PredictionCheck:
         """Nothing."""
 
     def on_phase(self, what: str) -> None:
+        """Nothing."""
+
+    def on_save(self, report: Report) -> None:
         """Nothing."""
 
     def close(self) -> None:

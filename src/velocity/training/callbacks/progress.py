@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from velocity.checkpoints.background import Report
 from velocity.runs.folder import MEASURES
+from velocity.secrets import scrub
 
 LINE_SECONDS = 10.0
+SHOWN = 4  # records in a warning
 
 
 class ProgressReport:
@@ -33,10 +37,13 @@ class ProgressReport:
             self.task = self.bar.add_task(folder.name, total=total, completed=done, now="")
             self.bar.start()
 
-    def on_step(self, line: Mapping[str, float]) -> None:
+    def on_step(self, line: Mapping[str, Any]) -> None:
         """Tell a step's numbers."""
         step = int(line["step"])
         skipped = f"  {line['skipped']:.0f} skipped" if line.get("skipped") else ""
+        if records := line.get("not_finite"):
+            more = f" ({len(records) - SHOWN} more)" if len(records) > SHOWN else ""
+            self._write(f"warning: step {step}: not finite: the loss of {', '.join(records[:SHOWN])}{more}", shown=True)
         now = f"loss {line['loss']:.4f}  {line['tokens_per_second']:,.0f} tokens/s{skipped}"
         if self.bar is not None:
             self.bar.update(self.task, completed=step, now=now)
@@ -61,9 +68,12 @@ class ProgressReport:
 
     def _write(self, text: str, *, shown: bool) -> None:
         """One line into log.txt, and to the person where the bar does not say it already."""
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}", file=self.log, flush=True)
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {scrub(text)}", file=self.log, flush=True)
         if shown:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def on_save(self, report: Report) -> None:
+        """Nothing."""
 
     def close(self) -> None:
         """Write what is left, and end."""

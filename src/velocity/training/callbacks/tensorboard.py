@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from velocity.checkpoints.background import Report
+
 
 class TensorBoard:
     """Scalars of each step and evaluation."""
@@ -29,6 +31,9 @@ class TensorBoard:
 
     def on_phase(self, what: str) -> None:
         """Keep nothing of it."""
+
+    def on_save(self, report: Report) -> None:
+        """Nothing."""
 
     def close(self) -> None:
         """Write what is left, and end."""

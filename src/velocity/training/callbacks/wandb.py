@@ -9,6 +9,7 @@ from typing import Any
 
 import wandb
 
+from velocity.checkpoints.background import Report
 from velocity.files import write_atomically
 
 
@@ -33,6 +34,9 @@ class WandB:
 
     def on_phase(self, what: str) -> None:
         """Keep nothing of it."""
+
+    def on_save(self, report: Report) -> None:
+        """Nothing."""
 
     def close(self) -> None:
         """Write what is left, and end."""

@@ -1,0 +1,111 @@
+"""A rank's part of a checkpoint is written, listed and committed; it can go on while the ranks train.
+
+Each rank writes its own files and posts what they are; the first rank commits when all have. It knows no engine.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from velocity.checkpoints import commit
+from velocity.checkpoints.commit import Entry, entry_of
+from velocity.checkpoints.pieces import Pieces, part_of, write
+from velocity.distributed.comm import Board, Ranks
+from velocity.files import sync
+
+PATIENCE_SECONDS = 7200.0  # for the slowest rank's disk
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a save went: the seconds from its begin to its commit, those in which training waited, and the bytes.
+
+    `trouble` says why there is no checkpoint.
+    """
+
+    step: int
+    seconds: float = 0.0
+    blocked_seconds: float = 0.0
+    bytes: int = 0
+    trouble: str = ""
+
+
+class Writer:
+    """Writes this rank's part of one checkpoint: `files` are the pieces of each of its files, `state` is of them all.
+
+    `began` is when the save began, by time.perf_counter.
+    """
+
+    def __init__(  # noqa: PLR0913 - what a checkpoint is, and who writes it
+        self,
+        final: Path,
+        files: Iterable[Pieces],
+        state: Mapping[str, object],
+        ranks: Ranks,
+        board: Board,
+        began: float,
+    ) -> None:
+        self.final, self.files, self.state = final, files, state
+        self.ranks, self.board, self.began = ranks, board, began
+        self.report = Report(commit.step_of(final))
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """The writing goes on beside what the caller does next; the pieces must not change."""
+        self._thread = threading.Thread(target=self.run, name=f"saving {self.final.name}", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> Report:
+        """How it went, when it has ended: on the first rank for the checkpoint, on the others for their part of it."""
+        if self._thread is not None:
+            self._thread.join()
+        return self.report
+
+    @property
+    def ended(self) -> bool:
+        """True where `wait` does not wait."""
+        return self._thread is None or not self._thread.is_alive()
+
+    def run(self) -> None:
+        """Write, and on the first rank commit; what goes wrong is in the report."""
+        temporary, name = commit.temporary_of(self.final), self.final.name
+        note: dict[str, Any] = {}
+        try:
+            entries = {
+                part_of(self.ranks.rank, number): write(temporary / part_of(self.ranks.rank, number), pieces)
+                for number, pieces in enumerate(self.files)
+            }
+            note["entries"] = {file: asdict(entry) for file, entry in entries.items()}
+        except Exception as error:
+            note["trouble"] = f"{error} (rank {self.ranks.rank})"
+        self.files = ()
+        self.board.post(f"{name}/{self.ranks.rank}", json.dumps(note))
+        if self.ranks.first:
+            trouble, size = self._commit(temporary)
+            self.report = replace(self.report, trouble=trouble, bytes=size)
+        self.report = replace(self.report, seconds=time.perf_counter() - self.began)
+
+    def _commit(self, temporary: Path) -> tuple[str, int]:
+        """Nothing where the checkpoint is there, else why not; and its bytes."""
+        try:
+            entries: dict[str, Entry] = {}
+            for rank in range(self.ranks.world_size):
+                note = json.loads(self.board.take(f"{self.final.name}/{rank}", PATIENCE_SECONDS))
+                if trouble := note.get("trouble"):
+                    raise OSError(trouble)
+                entries |= {file: Entry(**entry) for file, entry in note["entries"].items()}
+            (temporary / STATE).write_text(json.dumps(self.state, indent=1))
+            sync(temporary / STATE)
+            entries[STATE] = entry_of(temporary / STATE)
+            commit.commit(self.final, entries)
+        except Exception as error:
+            commit.discard(temporary)  # it would keep a full disk full
+            return str(error), 0
+        return "", sum(entry.size for entry in entries.values())

@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench bench-gpu clean
+.PHONY: help demo test test-slow faults check bench bench-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ test: .venv/.installed  ## the tests that a laptop passes in minutes, style and 
 
 test-slow: .venv/.installed  ## the tests that take longer
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+faults: .venv/.installed  ## break small runs at random moments for half an hour, and count what was survived
+	$(BIN)/python -m tests.faults.injector --save
 
 check: .venv/.installed  ## style, types and layers alone
 	$(BIN)/ruff check .

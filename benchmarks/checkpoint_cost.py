@@ -121,8 +121,8 @@ def measure(quick: bool, folder: Path) -> Report:
     from velocity.training.checkpoint import Checkpoints, TrainState
 
     comm.start(comm.from_environment())
-    engine, objective = build_engine(*((256, 2) if quick else (768, 8)))
-    batch = build_batch(64 if quick else 768)
+    engine, objective = build_engine(*((256, 2) if quick else (640, 8)))
+    batch = build_batch(64 if quick else 256)
     parameters = sum(parameter.numel() for parameter in engine.scorer.parameters())
 
     def step() -> None:
@@ -133,7 +133,7 @@ def measure(quick: bool, folder: Path) -> Report:
     count = iter(range(1, 100))
     step_seconds = min(seconds(step) for _ in range(3))
     found = overhead(
-        step, lambda: checkpoints.save(engine, TrainState(step=next(count))), checkpoints.finish, 1 if quick else 4
+        step, lambda: checkpoints.save(engine, TrainState(step=next(count))), checkpoints.finish, 1 if quick else 3
     )
     before = peak_bytes()
     rows = [theirs(engine, folder / "theirs")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -91,6 +92,21 @@ def test_a_removed_one_is_gone_and_a_discarded_one_was_none(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
+def test_a_marker_that_could_not_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text = Path.write_text
+
+    def full(path: Path, text: str) -> int:
+        if MARKER in path.name:
+            path.touch()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_text(path, text)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError):
+        made(tmp_path, 1)
+    assert committed(tmp_path) == []
+
+
 KILLED = """
 import os, sys
 from pathlib import Path
@@ -111,7 +127,7 @@ commit(final, {"part": entry_of(temporary / "part")})
 """
 
 
-@pytest.mark.parametrize(("moment", "there"), [(1, [1]), (2, [1]), (3, [1, 2]), (4, [1, 2]), (5, [1, 2])])
+@pytest.mark.parametrize(("moment", "there"), [(1, [1]), (2, [1]), (3, [1]), (4, [1, 2]), (5, [1, 2])])
 def test_a_kill_at_any_moment_leaves_a_whole_one_or_none(tmp_path: Path, moment: int, there: list[int]) -> None:
     made(tmp_path, 1)
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(moment)], check=False)

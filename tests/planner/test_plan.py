@@ -251,7 +251,7 @@ def test_nothing_is_left_to_choose_and_every_choice_has_its_reason(
     assert chosen == {
         "launch.processes", "strategy.precision", "strategy.zero", "strategy.recompute", "batch.micro",
         "strategy.offload.optimizer", "strategy.offload.parameters", "strategy.tensor", "strategy.pipeline",
-        "strategy.sequence",
+        "strategy.sequence", "checkpoint.background",
     }  # fmt: skip
     values = flatten(loaded.job.model_dump())
     assert not [key for key in values if values[key] == "auto" and key != "model.attention"]
@@ -267,6 +267,21 @@ def test_what_the_user_chose_stays_and_keeps_its_origin(tmp_path: Path):
     keys = ("batch.micro", "launch.processes", "strategy.zero", "strategy.precision", "strategy.recompute")
     said = {key: loaded.origins[key] for key in keys}
     assert all(where.startswith(f"{tmp_path}/job.yaml:") for where in said.values()), said
+
+
+@pytest.mark.parametrize(
+    ("hardware", "parameters", "background"),
+    # a copy is 12 bytes a parameter, divided by the ranks: 1.5 GB a rank for 1e9 on eight GPUs
+    [(CPU, 1_000_000, True), (CPU, 70_000_000_000, False), (EIGHT_GPUS, 1_000_000_000, True), (CPU, None, False)],
+)
+def test_checkpoints_are_written_from_a_copy_where_host_memory_has_room_for_it(
+    tmp_path: Path, hardware: Hardware, parameters: int | None, background: bool
+):
+    loaded = planned(tmp_path, hardware, parameters)
+    assert loaded.job.checkpoint.background is background
+    assert loaded.origins["checkpoint.background"].startswith("planner: ")
+    asked = planned(tmp_path, hardware, parameters, checkpoint={"background": not background})
+    assert asked.job.checkpoint.background is not background and "planner" not in asked.origins["checkpoint.background"]
 
 
 def test_a_plan_of_a_planned_job_is_the_same_job(tmp_path: Path):

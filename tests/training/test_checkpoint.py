@@ -162,6 +162,14 @@ def test_a_damaged_one_is_said_and_the_one_before_is_taken(
     assert checkpoints.resume(engine).step == 10 and float(engine.w.detach()) == 11.0, "it is saved again"
 
 
+def test_what_a_save_or_a_removal_that_was_cut_off_left_is_gone_after_a_resume(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 5, 10)
+    (tmp_path / "step-00000005" / MARKER).unlink()
+    (tmp_path / ".step-00000015.tmp").mkdir()
+    assert checkpoints.resume(ToyEngine()).step == 10
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
+
+
 def test_where_none_is_whole_nothing_is_begun_anew_in_silence(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 5, 10)
     for name in ("step-00000005", "step-00000010"):

@@ -69,8 +69,10 @@ def commit(final: Path, entries: Mapping[str, Entry]) -> None:
     shutil.rmtree(final, ignore_errors=True)  # without a marker, or we would not be here
     temporary.rename(final)
     sync(final.parent)
-    (final / MARKER).write_text(digest + "\n")
-    sync(final / MARKER)
+    marker = final / f".{MARKER}.tmp"  # an empty one would count: a kill or a full disk may come before its content
+    marker.write_text(digest + "\n")
+    sync(marker)
+    marker.rename(final / MARKER)
     sync(final)
 
 
@@ -106,6 +108,13 @@ def damage(folder: Path, names: Iterable[str] | None = None, *, sizes_only: bool
     except (OSError, ValueError) as error:
         return str(error)
     return None
+
+
+def sweep(checkpoints: Path) -> None:
+    """What saves and removals that were cut off left is gone. Nothing is being saved meanwhile."""
+    for folder in [*checkpoints.glob(".step-*.tmp"), *checkpoints.glob("step-*")]:
+        if not (folder / MARKER).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove(folder: Path) -> None:

@@ -56,6 +56,7 @@ def plan_job(loaded: LoadedJob[TrainingJob], cluster: Cluster, model_folder: Pat
     reasons = {"launch.processes": why_processes, "strategy.precision": why_precision}
     if size is None:
         careful = _saving(_careful(job), background=False)
+        reasons[BACKGROUND] = UNKNOWN if loaded.job.checkpoint.background == "auto" else ""
         return Plan(_settled(loaded, careful, {**reasons, **_reasons(loaded.job, UNKNOWN)}), None)
     factors = calibration.read(calibration.place(job), cluster.kind)
     setting = Setting(size, cluster, processes, factors)

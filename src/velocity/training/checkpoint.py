@@ -172,6 +172,8 @@ class Checkpoints:
         it has still to reach. JobError where there are only such, or where the held
         batch's loss is another one than was saved.
         """
+        if self.ranks.first:
+            commit.sweep(self.folder)
         listed = comm.from_first([one.name for one in commit.committed(self.folder)] if self.ranks.first else None)
         damaged: list[Path] = []
         for folder in (self.folder / name for name in reversed(listed)):

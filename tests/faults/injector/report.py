@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections import Counter
@@ -61,14 +60,11 @@ def _keep(rounds: Sequence[Played], lines: Sequence[Sequence[str]], facts: dict[
     entry = {"benchmark": "faults", **facts, "rounds": len(rounds), "rows": counted,
              "trouble": [played.describe() for played in rounds if played.trouble], **machine()}  # fmt: skip
     append(RESULTS / "faults.json", entry)
-    where, versions = entry["hardware"], entry["versions"]
-    text = (f"Seed {facts['seed']}, {len(rounds)} rounds in {facts['minutes']} minutes, {entry['time'][:10]}, "
-            f"{where['cores']} cores ({where['processor']}), torch {versions['torch']}, DeepSpeed {versions['deepspeed']}. "
-            f"Across sizes the losses were at most {facts['furthest_across_sizes']:.1e} away.\n\n")  # fmt: skip
+    where, versions, away = entry["hardware"], entry["versions"], facts["furthest_across_sizes"]
+    measured = (
+        f"Seed {facts['seed']}, {len(rounds)} rounds in {facts['minutes']} minutes, {entry['time'][:10]}; "
+        f"{where['cores']} cores ({where['processor']}), torch {versions['torch']}, DeepSpeed {versions['deepspeed']}. "
+        f"Across sizes the losses were at most {away:.1e} away.\n\n"
+    )
     page = PAGE.read_text("utf-8")
-    PAGE.write_text(TABLE.sub(lambda found: found[1] + text + markdown(lines) + "\n" + found[2], page), "utf-8")
-
-
-def as_json(rounds: Sequence[Played]) -> str:
-    """All that is known of the rounds."""
-    return json.dumps([played.describe() for played in rounds], indent=1)
+    PAGE.write_text(TABLE.sub(lambda found: found[1] + measured + markdown(lines) + "\n" + found[2], page), "utf-8")

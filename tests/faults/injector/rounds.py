@@ -43,7 +43,6 @@ ACROSS_SIZES = 1e-5
 MOST_ATTEMPTS = 4  # of those that nobody disturbs
 DISK_KIBIBYTES = 32_768
 LINGERS_SECONDS = {STARTING: 2.5, TOKENISING: 0.3, LOADING: 5.0, STEP: 0.2, EVALUATING: 0.05, SAVING: 0.05}
-WHOLE = "run/model/README.md"  # names the run's folder: left out of the model's hash
 
 
 @dataclass
@@ -90,7 +89,7 @@ def outcome(scene: Scene) -> Outcome:
     evaluations = [(line["step"], line["eval"]["eval"]["loss"]) for line in lines if "eval" in line]
     digest = hashlib.sha256()
     for file in sorted(scene.run.model.rglob("*")):
-        if file.name != "README.md":
+        if file.name != "README.md":  # it names the run's folder
             digest.update(file.name.encode() + file.read_bytes())
     return Outcome(losses(scene.run.path), evaluations, digest.hexdigest())
 
@@ -175,6 +174,8 @@ class Round:
     def _during(self, card: Card, kind: During) -> Ended:
         """The job was started, and hit if it came to the phase."""
         if card.phase == FETCHING:
+            if not committed(self.scene.mirror):
+                self._kill()
             lose_the_machine(self.scene, self.choose)
         if card.phase == TOKENISING:
             forget(self.scene.cache)
@@ -194,9 +195,13 @@ class Round:
         self._relieve()
         return ended
 
+    def _kill(self) -> Ended:
+        """The job was started, and killed after some steps."""
+        return self._during(Card("all of it is killed", STEP), During(kill_all, (STEP,), (KILLED, 0)))
+
     def _between(self, card: Card, kind: Between) -> Ended | None:
         """The job was started and killed, what it left was damaged, and the next attempt answered as it should."""
-        killed = self._during(Card("all of it is killed", STEP), During(kill_all, (STEP,), (KILLED, 0)))
+        killed = self._kill()
         if killed.status == 0:
             return killed
         whole = committed(self.scene.run.checkpoints)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
-from velocity.errors import InterruptedRun, JobError, Problem, UserError, VelocityError
+from velocity.errors import InterruptedRun, JobError, Problem, UserError, VelocityError, from_system
 
 
 def test_a_problem_says_what_where_and_what_to_do_in_three_lines():
@@ -33,3 +35,14 @@ def test_the_exit_status_of_one_error_can_be_set_without_changing_its_kind():
     error = JobError("what a rank said")
     error.exit_status = 2
     assert (error.exit_status, JobError("another").exit_status) == (2, 1)
+
+
+def test_what_the_system_refused_names_the_path_and_what_to_do_about_a_full_disk():
+    full = from_system(OSError(errno.ENOSPC, "no room", "/runs/model"), "rank 1 on here")
+    assert "No space left on device\n  where: /runs/model, rank 1 on here\n  fix:   free space" in str(full)
+    assert "check the path and its rights" in str(from_system(PermissionError(errno.EACCES, "no", "/runs")))
+
+
+def test_an_error_of_a_connection_is_not_taken_for_one_of_a_file():
+    lost = str(from_system(ConnectionError("the server hung up"), "rank 0 on here"))
+    assert lost.startswith("ConnectionError: the server hung up\n  where: rank 0 on here") and "rights" not in lost

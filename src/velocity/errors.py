@@ -61,7 +61,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def from_system(error: OSError, process: str = "") -> JobError:
     """What the system refused, where (the path, and the process where it is not the command's), and what to do."""
-    what = os.strerror(error.errno) if error.errno else str(error)
+    if not error.errno:  # a library's own, of a connection or an answer: it says itself what went wrong
+        return JobError(f"{type(error).__name__}: {error}", process, "--debug shows the traceback")
+    what = os.strerror(error.errno)
     full = error.errno in FULL
     fix = "free space, or set another output and data.cache" if full else "check the path and its rights"
     where = ", ".join(filter(None, [str(error.filename or "standard output"), process]))

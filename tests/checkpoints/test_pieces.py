@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from velocity.checkpoints.commit import entry_of
-from velocity.checkpoints.pieces import Reader, part_of, pieces_of, write
+from velocity.checkpoints.pieces import Reader, part_of, pieces_of, restore, write
 from velocity.distributed.flats import WEIGHT, Flat, Part, Span
 from velocity.errors import JobError
 
@@ -89,3 +90,18 @@ def test_state_that_no_step_has_made_is_zero_and_what_is_lacking_an_error(tmp_pa
         reader.read("variance", span_of(None, 0, 4))
     with pytest.raises(JobError, match="weight of third is not whole"):
         reader.read(WEIGHT, Span("third", (4,), None, 0, 0, 4))
+
+
+def test_an_optimizer_that_has_state_does_not_begin_anew_in_silence(tmp_path: Path) -> None:
+    class Engine:
+        """An engine of one matrix, whose optimizer has a moment."""
+
+        def flats(self, *, start: bool) -> list[list[Flat]]:
+            return [[flat_of(None, 0, 24)]]
+
+        def refresh(self) -> None: ...
+
+    stateless = Flat(flat_of(None, 0, 24).tensor, {}, flat_of(None, 0, 24).spans)
+    written(tmp_path, [stateless])
+    with pytest.raises(JobError, match="holds no optimizer state"):
+        restore(cast(Any, Engine()), tmp_path)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -99,3 +102,38 @@ def test_training_state_lies_on_the_disk_and_gives_the_same_losses(tmp_path: Pat
     assert list(disk.iterdir()) == [], "and nothing is left there"
     for ours, theirs in zip(losses(tmp_path / "swapped"), losses(tmp_path / "alone"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not libaio(), reason="needs libaio, e.g. Debian's libaio-dev")
+def test_what_lay_on_the_disk_goes_on_from_a_checkpoint_there_and_in_memory(tmp_path: Path):
+    """Killed behind a save; then once more with the state on the disk, and from a copy of the run without."""
+    prepare_folder(tmp_path, hidden=HIDDEN, heads=8, kv_heads=4, layers=2)
+    offload = {"optimizer": "nvme", "parameters": "nvme", "path": str(tmp_path / "disk")}
+
+    def job(name: str, strategy: dict[str, Any]) -> Path:
+        return write_job(
+            tmp_path / f"{name}.yaml",
+            output=str(tmp_path / name),
+            optimizer={"kind": "adamw", "learning_rate": 1e-4},
+            duration={"steps": 6},
+            checkpoint={"every": 2},
+            strategy={"precision": "fp32", "zero": 3, **strategy},
+            launch={"processes": 2},
+            batch={"rows": 4, "micro": 2},
+        )
+
+    undisturbed = velocity("run", job("undisturbed", {}))
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    killed, run = start("run", job("killed", {"offload": offload})), tmp_path / "killed"
+    while not (run / "checkpoints" / "step-00000002" / "COMMITTED").exists():
+        assert killed.poll() is None, killed.stderr and killed.stderr.read()
+        time.sleep(0.02)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    shutil.copytree(run, tmp_path / "elsewhere")
+    for done in (velocity("run", job("killed", {"offload": offload})), velocity("run", job("elsewhere", {}))):
+        assert done.returncode == 0, done.stderr
+    for name in ("killed", "elsewhere"):
+        for ours, theirs in zip(losses(tmp_path / name), losses(tmp_path / "undisturbed"), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)

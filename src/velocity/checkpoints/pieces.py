@@ -22,7 +22,7 @@ from torch import Tensor
 
 from velocity.checkpoints.commit import Entry
 from velocity.distributed.engine import TrainEngine
-from velocity.distributed.flats import WEIGHT, Flat, Part, Span, take, values_of
+from velocity.distributed.flats import STEP, WEIGHT, Flat, Part, Span, take, values_of
 from velocity.errors import JobError
 
 Pieces: TypeAlias = list[tuple[str, Tensor]]  # by name in the file
@@ -161,9 +161,15 @@ def part_of(rank: int, number: int) -> str:
 
 
 def restore(engine: TrainEngine, folder: Path) -> None:
-    """The engine's weights and optimizer state are those of the folder's pieces. Every rank calls it."""
+    """The engine's weights and optimizer state are those of the folder's pieces. Every rank calls it.
+
+    JobError where the optimizer has state and the pieces have none: no optimizer begins anew in silence.
+    """
     reader = Reader(folder)
     for flats in engine.flats(start=True):
         for flat in flats:
+            if not reader.with_state and any(kind not in (WEIGHT, STEP) for kind, *_ in values_of(flat)):
+                fix = "start another job with these weights: model: a finished run's folder"
+                raise JobError("the checkpoint holds no optimizer state", str(folder), fix)
             take(flat, reader.read)
     engine.refresh()

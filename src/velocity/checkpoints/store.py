@@ -23,7 +23,7 @@ import fsspec.asyn
 
 from velocity.checkpoints.commit import Entry, entry_of
 from velocity.errors import UserError
-from velocity.files import whole_file
+from velocity.files import make_private, whole_file
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
 PROOFS = "proofs"
@@ -205,7 +205,7 @@ class FolderStore(Store):
 
     def check(self) -> None:
         """Nothing, or OSError where the folder cannot be made."""
-        Path(self.root).mkdir(parents=True, exist_ok=True)
+        make_private(Path(self.root))
 
     def _send(self, file: Path, name: str) -> None:
         with whole_file(Path(self._path(name))) as temporary:

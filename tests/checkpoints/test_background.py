@@ -47,6 +47,31 @@ def test_it_is_committed_when_the_slowest_rank_has_written(pool: Pool, tmp_path:
 def test_a_rank_that_cannot_write_leaves_no_checkpoint_and_nothing_half_written(
     pool: Pool, tmp_path: Path, broken: int
 ) -> None:
-    trouble, size, _ = pool(written, tmp_path, -1, broken)[0]
+    trouble, size, _ = pool(written, tmp_path, 1, broken)[0]
     assert "Is a directory" in trouble and f"(rank {broken})" in trouble and size == 0
     assert not list(tmp_path.iterdir())
+
+
+def written_twice(ranks: Ranks, checkpoints: Path) -> list[str]:
+    """How a save went that one rank could not write, and the next one of the same step, by the same ranks."""
+    final, board, troubles = checkpoints / name_of(4), Board(ranks), []
+    for broken in (True, False):
+        temporary_of(final).mkdir(parents=True, exist_ok=True)
+        if broken and ranks.first:
+            (temporary_of(final) / part_of(0, 0)).mkdir()
+        wait_for_all()
+        pieces = [(f"p{ranks.rank}|weight||0", torch.arange(10.0) + broken)]
+        writer = Writer(final, [pieces], {"step": 4}, ranks, board, time.perf_counter())
+        if not ranks.first:
+            time.sleep(0.3)
+        writer.start()
+        troubles.append(writer.wait().trouble)
+        wait_for_all()
+    return troubles
+
+
+def test_what_a_rank_wrote_for_a_save_that_failed_is_not_taken_for_the_next_one(pool: Pool, tmp_path: Path) -> None:
+    first, second = pool(written_twice, tmp_path)[0]
+    assert "Is a directory" in first and second == ""
+    (folder,) = committed(tmp_path)
+    assert damage(folder) is None

@@ -95,12 +95,12 @@ class Writer:
     def _commit(self, temporary: Path) -> tuple[str, int]:
         """Nothing where the checkpoint is there, else why not; and its bytes."""
         try:
-            entries: dict[str, Entry] = {}
-            for rank in range(self.ranks.world_size):
-                note = json.loads(self.board.take(f"{self.final.name}/{rank}", PATIENCE_SECONDS))
-                if trouble := note.get("trouble"):
-                    raise OSError(trouble)
-                entries |= {file: Entry(**entry) for file, entry in note["entries"].items()}
+            ranks = range(self.ranks.world_size)
+            # all of them, whatever the first one says: a note that stays would be taken for one of the next save
+            notes = [json.loads(self.board.take(f"{self.final.name}/{rank}", PATIENCE_SECONDS)) for rank in ranks]
+            if trouble := next((note["trouble"] for note in notes if "trouble" in note), ""):
+                raise OSError(trouble)
+            entries = {file: Entry(**entry) for note in notes for file, entry in note["entries"].items()}
             (temporary / STATE).write_text(json.dumps(self.state, indent=1))
             sync(temporary / STATE)
             entries[STATE] = entry_of(temporary / STATE)

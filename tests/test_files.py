@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from velocity import files
-from velocity.files import make_private, whole_folder, why_untrusted, write_atomically
+from velocity.files import make_private, sweep, whole_folder, why_untrusted, write_atomically
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path):
@@ -139,3 +139,14 @@ def test_where_no_modes_are_kept_nothing_can_be_said_of_a_folder(tmp_path: Path,
     monkeypatch.setattr(tempfile, "mkdtemp", on_a_share)
     assert why_untrusted(tmp_path) is None
     assert os.listdir(tmp_path) == []
+
+
+def test_what_killed_processes_left_is_swept_of_one_file_or_of_all(tmp_path: Path):
+    for name in (".a.txt.7.tmp", ".a.txt.8.tmp", ".b.txt.7.tmp", "a.txt", ".hidden", ".model.9.tmp/part"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    sweep(tmp_path, "a.txt")
+    assert sorted(os.listdir(tmp_path)) == [".b.txt.7.tmp", ".hidden", ".model.9.tmp", "a.txt"]
+    sweep(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".hidden", "a.txt"]
+    sweep(tmp_path / "not there")

@@ -60,6 +60,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     sync(folder.parent)
 
 
+def sweep(folder: Path, name: str = "") -> None:
+    """What killed processes left in the folder of files that they wrote, or of `name` alone, is gone. Nobody writes."""
+    for torn in folder.glob(f".{glob.escape(name)}.*.tmp" if name else ".*.tmp"):
+        shutil.rmtree(torn) if torn.is_dir() else torn.unlink(missing_ok=True)
+
+
 def make_private(folder: Path) -> None:
     """The folder exists. A new one is closed to others, and open to the group as the umask says; an empty one, too."""
     folder.mkdir(mode=0o770, parents=True, exist_ok=True)

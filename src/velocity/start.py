@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from velocity.checkpoints import restore, store
-from velocity.checkpoints.commit import committed, step_of
+from velocity.checkpoints.commit import committed, damage, step_of
 from velocity.config.generate import GenerateJob
 from velocity.config.job import Job, LoadedJob, placed
 from velocity.config.load import TASKS
@@ -89,7 +90,8 @@ def _mirror(job: TrainingJob, *, fresh: bool) -> None:
 
 def _from_mirror(job: TrainingJob, folder: Path) -> None:
     if job.checkpoint.mirror is not None:
-        restore.restore(job.checkpoint.mirror, folder)
+        whole = (one for one in committed(folder / "checkpoints") if damage(one, sizes_only=True) is None)
+        restore.restore(job.checkpoint.mirror, folder, have=max(map(step_of, whole), default=-1))
 
 
 def _engine(job: GenerateJob) -> str:
@@ -270,9 +272,9 @@ def conclude(folder: RunFolder, exit_status: int, *, asked: bool = False) -> Non
     with contextlib.suppress(OSError):  # the disk may be full, which is what we are about to say
         folder.set_status("failed", cause=cause and cause["what"])
     if cause is None:
-        raise JobError(
-            f"the job ended with status {exit_status}, and no rank could say why", str(folder.path), "was memory short?"
-        )
+        ended = f"was killed by {signal.Signals(-exit_status).name}" if exit_status < 0 else f"ended with {exit_status}"
+        fix = "was memory short? the kernel's log says so; the same command goes on"
+        raise JobError(f"the job's node process {ended}, and no rank could say why", str(folder.path), fix)
     # asked to stop, we try nothing else
     kind = MemoryFull if cause["kind"] == MemoryFull.__name__ and not asked else JobError
     error = kind(cause["what"], "" if "where:" in cause["what"] else f"{folder.failures}")

@@ -14,6 +14,7 @@ import math
 import shutil
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import fsspec.asyn
 
 from velocity.checkpoints.commit import Entry, entry_of
 from velocity.errors import UserError
-from velocity.files import make_private, whole_file
+from velocity.files import make_private, sweep, whole_file
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
 PROOFS = "proofs"
@@ -200,7 +201,7 @@ class FolderStore(Store):
 
     def write(self, name: str, content: bytes) -> None:
         """The small file has that content, whole."""
-        with whole_file(Path(self._path(name))) as temporary:
+        with self._whole_file(name) as temporary:
             temporary.write_bytes(content)
 
     def check(self) -> None:
@@ -208,8 +209,14 @@ class FolderStore(Store):
         make_private(Path(self.root))
 
     def _send(self, file: Path, name: str) -> None:
-        with whole_file(Path(self._path(name))) as temporary:
+        with self._whole_file(name) as temporary:
             shutil.copyfile(file, temporary)
+
+    def _whole_file(self, name: str) -> AbstractContextManager[Path]:
+        """Where two nodes write the same file at once one of them fails, and tries again."""
+        path = Path(self._path(name))
+        sweep(path.parent, path.name)
+        return whole_file(path)
 
 
 class S3Store(Store):

@@ -17,7 +17,7 @@ from velocity.config.load import read_resolved
 from velocity.config.resolved import differences, is_resolved, render
 from velocity.distributed import failure
 from velocity.errors import UserError
-from velocity.files import make_private, why_untrusted, write_atomically
+from velocity.files import make_private, sweep, why_untrusted, write_atomically
 from velocity.runs.folder import RunFolder
 
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "safetensors", "pyarrow", "numpy",
@@ -77,6 +77,8 @@ def claim(loaded: LoadedJob[Job], manifest: Manifest, hardware: Mapping[str, Any
     make_private(run.path)
     _refuse_untrusted(run.path)
     failure.forget(run.failures)
+    for folder in (run.path, run.failures):
+        sweep(folder)
     processes = loaded.job.launch.processes
     assert isinstance(processes, int), "the planner resolves launch.processes"
     write_atomically(run.job, render(loaded))

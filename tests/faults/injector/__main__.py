@@ -43,7 +43,6 @@ def main() -> int:
     began, rounds = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="velocity-faults-") as folder:
         game, cards = Game(Path(folder), chosen.seed), deck(chosen.seed)
-        number = 0
         for number in chosen.only or range(10_000):
             if time.monotonic() - began > 60 * chosen.minutes:
                 break

@@ -133,7 +133,7 @@ def measure(quick: bool, folder: Path) -> Report:
     count = iter(range(1, 100))
     step_seconds = min(seconds(step) for _ in range(3))
     found = overhead(
-        step, lambda: checkpoints.save(engine, TrainState(step=next(count))), checkpoints.finish, 1 if quick else 3
+        step, lambda: checkpoints.save(engine, TrainState(step=next(count))), checkpoints.finish, 1 if quick else 4
     )
     before = peak_bytes()
     rows = [theirs(engine, folder / "theirs")]

@@ -84,7 +84,7 @@ def undisturbed(folder: Path, settings: Mapping[str, Any]) -> list[dict[str, Any
 
 
 SETTINGS = {"generation.max_new_tokens": 32, "batch.rows": 4}
-ROWS = 120
+ROWS = 480
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
     made.attempt("one", kill_all, shards=1)
     made.attempt("two", kill_the_second_rank, shards=1)
     made.attempt("two", stop, shards=1)
-    assert 3 <= made.shards() < 8, "of 120 / 16; there is work left"
+    assert 3 <= made.shards() < ROWS / 16, "there is work left"
     return made
 
 

@@ -24,21 +24,31 @@ def expected(folder: Path) -> dict[tuple[str, str], Steps]:
     return {cell: steps(Ranks(), folder, *cell, {}) for cell in CELLS}
 
 
+@pytest.fixture(scope="module")
+def pools(pool: Pool, pool4: Pool) -> dict[int, Pool]:
+    return {2: pool, 4: pool4}
+
+
 def test_the_references_learn_so_that_a_wrong_scale_would_show(expected: dict[tuple[str, str], Steps]) -> None:
     for cell, found in expected.items():
         assert found[-1][0] < found[0][0] - 1e-3, cell
 
 
+# SGD shows a wrong scale, which AdamW hides; with it, too, the table of docs/parity.md is made
+@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("spread", MATRIX, ids=lambda spread: spread.name)
 def test_a_strategy_computes_what_one_process_does(
-    pool: Pool, pool4: Pool, folder: Path, expected: dict[tuple[str, str], Steps], spread: Spread, task: str
+    pools: dict[int, Pool],
+    folder: Path,
+    expected: dict[tuple[str, str], Steps],
+    spread: Spread,
+    task: str,
+    optimizer: str,
 ) -> None:
-    ranks = {2: pool, 4: pool4}[spread.ranks]
-    for optimizer in OPTIMIZERS:
-        found = ranks(steps, folder, task, optimizer, spread.changes)
-        assert all(one == found[0] for one in found), "the ranks differ"
-        assert_same(found[0], expected[task, optimizer])
+    found = pools[spread.ranks](steps, folder, task, optimizer, spread.changes)
+    assert all(one == found[0] for one in found), "the ranks differ"
+    assert_same(found[0], expected[task, optimizer])
 
 
 def test_the_page_has_every_strategy_of_the_matrix() -> None:

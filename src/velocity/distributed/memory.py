@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import resource
+import re
+from pathlib import Path
 
 import torch
 
@@ -13,7 +14,8 @@ def memory_gib(device: torch.device) -> float:
     """The highest memory so far: of the GPU, or resident on a machine without."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+    # not ru_maxrss: a process that was forked from a larger one begins with that one's
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024 / GIB
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -204,3 +206,19 @@ def test_where_the_planner_knows_no_strategy_the_ranks_own_remedy_stands(
     monkeypatch.setattr(start, "family_of", lambda job: replace(start.FAMILIES[TrainingJob], roomier=lambda *_: None))
     with pytest.raises(MemoryFull, match="fix:   less"):
         attempts(FULL)
+
+
+def test_a_complete_run_that_was_killed_while_it_sent_its_end_sends_it_when_it_is_asked_for_again(tmp_path: Path):
+    from tests.checkpoints.test_commit import made
+
+    run, mirror = tmp_path / "run", tmp_path / "mirror"
+    made(run / "checkpoints", 4)
+    (run / "metrics.jsonl").write_text("{}\n")
+    (run / "checkpoints" / ".mirror.here").mkdir()
+    job = SimpleNamespace(output=str(run), checkpoint=SimpleNamespace(mirror=str(mirror)))
+    start._rest_to_mirror(cast(Any, job))
+    assert (mirror / "step-00000004" / "COMMITTED").is_file() and (mirror / "run" / "metrics.jsonl").is_file()
+    (mirror / "run" / "metrics.jsonl").unlink()
+    shutil.rmtree(run / "checkpoints" / ".mirror.here", ignore_errors=True)
+    start._rest_to_mirror(cast(Any, job))
+    assert not (mirror / "run" / "metrics.jsonl").exists(), "nothing was left to send"

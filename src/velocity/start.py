@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 from velocity.checkpoints import restore, store
 from velocity.checkpoints.commit import committed, damage, step_of
+from velocity.checkpoints.mirror import FINISH_SECONDS, Mirror
 from velocity.config.generate import GenerateJob
 from velocity.config.job import Job, LoadedJob, placed
 from velocity.config.load import TASKS
@@ -69,6 +70,7 @@ class Family:
     thrifty: Callable[[Any], bool] = lambda job: False  # trades speed for memory
     check_installed: Callable[[Any], None] = lambda job: None  # UserError where a package is missing
     check_mirror: Callable[..., None] = lambda job, *, fresh: None  # UserError where it cannot be used
+    send_rest: Callable[[Any], None] = lambda job: None  # what of a complete run is not elsewhere yet
     fetch: Callable[[Any, Path], object] = lambda job, folder: None  # what an earlier attempt left elsewhere
 
 
@@ -86,6 +88,14 @@ def _packages(job: TrainingJob) -> None:
 def _mirror(job: TrainingJob, *, fresh: bool) -> None:
     if job.checkpoint.mirror is not None and (fresh or not committed(RunFolder(job.output).checkpoints)):
         restore.check(job.checkpoint.mirror, fresh=fresh)
+
+
+def _rest_to_mirror(job: TrainingJob) -> None:
+    """The mirror has the end of a complete run, though that was killed while it sent it."""
+    run = RunFolder(job.output)
+    if job.checkpoint.mirror is not None and any(run.checkpoints.glob(".mirror.*")):
+        say(f"sending the end of {run.path} to {job.checkpoint.mirror} …")
+        Mirror(job.checkpoint.mirror, run.path, first=True).finish(FINISH_SECONDS)
 
 
 def _from_mirror(job: TrainingJob, folder: Path) -> None:
@@ -114,7 +124,7 @@ FAMILIES: Mapping[type[Job], Family] = {
     TrainingJob: Family(
         "velocity.training.run", training_plan.resolve, training.prepare_inputs, _spread, _training_explained,
         thriftier=training_plan.thriftier, roomier=training_plan.roomier, check_installed=_packages,
-        check_mirror=_mirror, fetch=_from_mirror,
+        check_mirror=_mirror, send_rest=_rest_to_mirror, fetch=_from_mirror,
     ),
     GenerateJob: Family(
         "velocity.inference.run", inference_plan.resolve, inference.prepare_inputs, _engine, _inference_explained,
@@ -184,6 +194,7 @@ def run_one(loaded: AnyLoaded, *, fresh: bool, started: float | None = None) -> 
             inputs = family.prepare(job, model_folder, progress_line())
         if is_complete(resolved, inputs.hash) and not fresh:
             say(f"{job.output} is complete: the same job with the same inputs; nothing to do")
+            family.send_rest(job)
             return False
         return _attempts(loaded, resolved, inputs, model_folder, fresh=fresh, started=started)
 

@@ -34,6 +34,7 @@ from velocity.terminal import say
 RECORDS = ("job.yaml", "deepspeed.json", "deepspeed-origins.json", "plan.json", "environment.json", "status.json",
            "metrics.jsonl")  # fmt: skip
 WANTED = "wanted"
+FINISH_SECONDS = 1800.0  # at the end of a run, for what is not mirrored yet
 LONGEST_PAUSE_SECONDS = 60.0  # between tries
 POLL_SECONDS = 2.0  # of one node for another's files
 PATIENCE_SECONDS = 1800.0  # without a file of another node

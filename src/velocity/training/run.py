@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from velocity.checkpoints.commit import committed, step_of
-from velocity.checkpoints.mirror import Mirror
+from velocity.checkpoints.mirror import FINISH_SECONDS, Mirror
 from velocity.config.load import read_resolved
 from velocity.config.training import TrainingJob
 from velocity.data.loader import Share, TrainLoader
@@ -37,7 +37,6 @@ from velocity.training.finish import save_result
 from velocity.training.total import total_steps
 from velocity.training.trainer import Parts, Plan, Trainer
 
-MIRROR_SECONDS = 1800.0  # at the end of a run, for what is not mirrored yet
 MEMORY_FIX = "strategy.recompute: layers, batch.micro: 1, a shorter data.sequence_length, or strategy.zero: 3"
 
 
@@ -110,9 +109,9 @@ def _mirrored(run: RunFolder, job: TrainingJob, checkpoints: Checkpoints) -> Ite
     patience_seconds = 0.0  # of a run that fails
     try:
         yield
-        patience_seconds = MIRROR_SECONDS
+        patience_seconds = FINISH_SECONDS
     except InterruptedRun:
-        patience_seconds = MIRROR_SECONDS
+        patience_seconds = FINISH_SECONDS
         raise
     finally:
         if mirror is not None:

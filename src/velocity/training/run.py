@@ -66,7 +66,9 @@ def train(run: RunFolder, ranks: Ranks, stopping: Callable[[], bool] = lambda: F
     pulse.busy("going on from a checkpoint")
     replay = build.build_replay(job, loader, built.engine)
     checkpoints = Checkpoints(run.checkpoints, job.checkpoint, ranks, scores=_scores(run, job), replay=replay)
-    state, evaluate_first = _resume(run, checkpoints, built.engine, total)
+    every, scored = job.data.eval_every or max(1, math.ceil(total / 5)), job.checkpoint.best is not None
+    plan = Plan(total, every, job.checkpoint.every, score_checkpoints=scored)
+    state, evaluate_first = _resume(run, checkpoints, built.engine, plan)
     callbacks = build_callbacks(run.path, job.model_dump(mode="json"), total, state.step) if ranks.first else []
     parts = Parts(
         engine=built.engine,
@@ -81,8 +83,6 @@ def train(run: RunFolder, ranks: Ranks, stopping: Callable[[], bool] = lambda: F
         measure=build.build_measure(built.scorer, environment["hardware"], ranks),
         deadline=deadline,
     )
-    every, scored = job.data.eval_every or max(1, math.ceil(total / 5)), job.checkpoint.best is not None
-    plan = Plan(total, every, job.checkpoint.every, score_checkpoints=scored)
     with _mirrored(run, job, checkpoints):
         _take_steps(Trainer(parts, plan, state), evaluate_first=evaluate_first)
         pulse.busy("writing the model", Place.SAVES)
@@ -154,17 +154,18 @@ def _take_steps(trainer: Trainer, *, evaluate_first: bool) -> None:
     raise stopped
 
 
-def _resume(run: RunFolder, checkpoints: Checkpoints, engine: TrainEngine, total: int) -> tuple[TrainState, bool]:
+def _resume(run: RunFolder, checkpoints: Checkpoints, engine: TrainEngine, plan: Plan) -> tuple[TrainState, bool]:
     """Where the run goes on, with metrics.jsonl wound back to there; and whether that step is still to be evaluated."""
     state = checkpoints.resume(engine)
-    if state.step > total:
-        what = f"the run has done {state.step} steps, duration asks for {total}"
+    if state.step > plan.total:
+        what = f"the run has done {state.step} steps, duration asks for {plan.total}"
         raise UserError(what, "duration", "ask for more, or begin anew with --fresh")
     first = checkpoints.ranks.first
     if first:
         run.rewind(state.step)
-    # the first attempt, or one that was stopped before its last evaluation was written down
-    unscored = first and state.step in (0, total) and not run.was_evaluated(state.step)
+    # the first attempt, or one that was stopped between a step and its evaluation
+    due = state.step == plan.total or state.step % plan.eval_every == 0
+    unscored = first and due and not run.was_evaluated(state.step)
     return state, comm.from_first(unscored)
 
 

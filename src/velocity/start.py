@@ -193,8 +193,8 @@ def run_one(loaded: AnyLoaded, *, fresh: bool, started: float | None = None) -> 
             check_startable(resolved, fresh=fresh)
             inputs = family.prepare(job, model_folder, progress_line())
         if is_complete(resolved, inputs.hash) and not fresh:
-            say(f"{job.output} is complete: the same job with the same inputs; nothing to do")
             family.send_rest(job)
+            say(f"{job.output} is complete: the same job with the same inputs; nothing to do")
             return False
         return _attempts(loaded, resolved, inputs, model_folder, fresh=fresh, started=started)
 

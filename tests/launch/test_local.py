@@ -107,6 +107,24 @@ def test_the_second_time_the_command_and_what_it_started_are_gone_at_once(second
     assert took < 10, "starting two interpreters included"
 
 
+# The kernel gives a signal to another thread where the first one is busy with the signal before.
+TO_A_THREAD = """
+import signal, threading, time
+from velocity.launch import local
+def ask():
+    time.sleep(1)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+threading.Thread(target=ask).start()
+print(local.run({command!r}, {{}}))
+"""
+
+
+def test_a_signal_that_another_thread_is_given_is_heard():
+    waits = "import sys, time; from velocity.process import hear_stops; hear_stops(sys.exit); time.sleep(20)"
+    done = subprocess.run(python(TO_A_THREAD.format(command=python(waits))), capture_output=True, text=True, timeout=60)
+    assert done.stdout == "Ended(status=15, asked=True)\n", done.stderr
+
+
 @pytest.mark.parametrize(("named", "gpus"), [("0,3", ["0", "3"]), ("GPU-5a, 1", ["GPU-5a", "1"]), ("", [])])
 def test_the_gpus_that_we_may_use_are_those_of_the_environment(
     monkeypatch: pytest.MonkeyPatch, named: str, gpus: list[str]

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from velocity.errors import InterruptedRun
 from velocity.process import STOPS, as_parent, end_all, hear_stops, ignore_stops, stops_wait
 
 INTERRUPTED = InterruptedRun.exit_status
+LOOK_SECONDS = 0.05
 
 # glibc hands freed activations back to the system and faults them in again at every step: 5 to 30 % of a step
 KEEPING = {
@@ -82,7 +84,9 @@ def run(command: list[str], added: Mapping[str, str]) -> Ended:
         process = subprocess.Popen(command, env={**os.environ, **added, **as_parent()}, start_new_session=True)
         hear_stops(hear)
     try:
-        status = process.wait()
+        # Not wait(): a signal that another thread is given leaves it waiting, and is not heard before it returns.
+        while (status := process.poll()) is None:
+            time.sleep(LOOK_SECONDS)
     finally:
         if asked:
             ignore_stops()  # what is left is to say how it ended

@@ -158,7 +158,8 @@ def measure(quick: bool, folder: Path) -> Report:
 def main() -> None:
     """Measure in this process, as a job of one rank."""
     options = parser(str(__doc__)).parse_args()
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="localhost", MASTER_PORT="0")
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ.update(place, MASTER_ADDR="localhost", MASTER_PORT="0")
     before = machine()
     with tempfile.TemporaryDirectory() as folder:
         publish(measure(options.quick, Path(folder)), before, save=options.save)

@@ -36,7 +36,14 @@ def velocity_environment(cache: Path) -> dict[str, str]:
     from velocity.planner.hardware import detect
 
     hardware = detect()
-    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    place = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "0",
+    }
     added = environment(1, hardware.cores, gpus=bool(hardware.gpus))
     return {**plain_environment(cache), **added, **place}
 

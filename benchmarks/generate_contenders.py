@@ -54,7 +54,7 @@ def velocity(job_file: Path, *, engine: str) -> Completed:
     from velocity.inference.setup import prepare_inputs
     from velocity.inference.text import Spoken
     from velocity.models.quiet import quieten
-    from velocity.start import resolve
+    from velocity.start.resolve import resolve
 
     quieten()
     loaded, folder = resolve(load_job(job_file, [f"generation.engine={engine}"]))

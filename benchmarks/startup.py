@@ -101,12 +101,13 @@ def find_inputs(job_file: Path) -> None:
     from velocity.config.load import load_job
     from velocity.models.locate import locate
     from velocity.planner.hardware import detect
+    from velocity.planner.machines import Cluster
     from velocity.planner.plan import resolve
     from velocity.training.setup import prepare_inputs
 
     loaded = load_job(job_file)
     folder = locate(loaded.job.model)
-    prepare_inputs(resolve(loaded, detect(), folder).job, folder, lambda text: None)
+    prepare_inputs(resolve(loaded, Cluster(detect()), folder).job, folder, lambda text: None)
 
 
 if __name__ == "__main__":

@@ -56,12 +56,13 @@ def prepare(job_file: Path, overrides: tuple[str, ...] = ()) -> tuple[Any, Any, 
     from velocity.data.loader import Share, TrainLoader
     from velocity.models.locate import locate
     from velocity.planner.hardware import detect
+    from velocity.planner.machines import Cluster
     from velocity.planner.plan import resolve
     from velocity.training.setup import prepare_inputs
 
     loaded = load_job(job_file, overrides)
     folder = locate(loaded.job.model)
-    job = resolve(loaded, detect(), folder).job
+    job = resolve(loaded, Cluster(detect()), folder).job
     inputs = prepare_inputs(job, folder, lambda text: None)
     micro = job.batch.micro
     assert isinstance(micro, int), "the planner resolves batch.micro"

@@ -36,7 +36,17 @@ MEANINGS = {
     "duration.epochs": "passes over the training data; 0.5 is half of one",
     "duration.steps": "optimizer steps",
     "duration.tokens": "counted as the batch counts them: padding of packed rows included",
-    "launch.kind": "this machine",
+    "launch.kind": "where the job runs: [launching](launching.md)",
+    "launch.tags": "of the training job, for the bill",
+    "launch.namespace": "where the Job is made",
+    "launch.gpus_per_node": "what a node is given",
+    "launch.cpus_per_node": "what a node is given",
+    "launch.service_account": "whose rights pods have",
+    "launch.node_selector": "labels of the machines that pods may run on",
+    "launch.tolerations.key": "of the taint; left out: of any",
+    "launch.tolerations.operator": "whether the taint's value counts",
+    "launch.tolerations.value": "of the taint",
+    "launch.tolerations.effect": "of the taint; left out: of any",
 }
 LIMITS = {annotated_types.Gt: ">", annotated_types.Ge: "≥", annotated_types.Lt: "<", annotated_types.Le: "≤"}
 WORDS = {int: "whole number", float: "number", str: "text", bool: "`true`, `false`", dict: "mapping"}
@@ -98,6 +108,10 @@ def sections(kind: type[Config], path: str = "") -> Iterator[tuple[str, tuple[ty
             yield from sections(inner[0], below)
         elif inner:
             yield below, inner
+            fields = (field for model in inner for field in model.model_fields.items())
+            for field, about in fields:
+                for nested in _models(about.annotation):
+                    yield from sections(nested, f"{below}.{field}")
 
 
 def _models(kind: Any) -> tuple[type[Config], ...]:
@@ -187,13 +201,18 @@ def tables() -> str:
 
 
 def _like_training(section: str) -> str:
-    """What the section of a generate job has as it stands in another table; sections that are all alike, at the top."""
+    """What the section of a generate job has as it stands in another table; sections that are all alike, at the top.
+
+    Of a section that is shorter than the other jobs' its options are named there.
+    """
     training, generate = family_options(TrainingJob), family_options(GenerateJob)
     alike = [one for one in generate if one in training]
     names = [one.names[0] for one in alike if one.section == section]
     if not section:
         own = {one.section for one in generate if one not in training}
-        names += dict.fromkeys(one.section for one in alike if one.section not in own)
+        shared = [one for one in alike if one.section and one.section not in own]
+        whole = {one.section for one in shared} - {one.section for one in training if one not in generate}
+        names += dict.fromkeys(one.section if one.section in whole else one.names[0] for one in shared)
     return f"{_listed(names, 'and')} as above, and:\n\n" if names else ""
 
 

@@ -36,6 +36,7 @@ from velocity.inference.setup import Inputs, prepare_inputs
 from velocity.inference.text import Spoken
 from velocity.planner.hardware import Hardware
 from velocity.planner.inference import resolve
+from velocity.planner.machines import Cluster
 from velocity.runs.claim import claim
 from velocity.runs.folder import RunFolder
 
@@ -229,7 +230,7 @@ def write_generate_job(path: Path, changes: Mapping[str, Any] | None = None) -> 
 def planned(path: Path, *overrides: str) -> LoadedJob[GenerateJob]:
     """The job of a file, without an `auto`."""
     loaded = load_job(path, overrides)
-    return resolve(loaded, MACHINE, Path(loaded.job.model.path))
+    return resolve(loaded, Cluster(MACHINE), Path(loaded.job.model.path))
 
 
 def inputs_of(job: GenerateJob) -> Inputs:

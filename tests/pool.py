@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import queue
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ RANK = "a rank of the pool"  # what its processes are called
 
 def _serve(rank: int, size: int, port: int, inbox: Any, outbox: Any) -> None:
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_SIZE=str(size),
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
         MASTER_ADDR="localhost", MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu",
     )  # fmt: skip
     import torch
@@ -66,13 +67,17 @@ class Pool:
     def _answers(self) -> list[tuple[int, Any, str | None]]:
         """Each rank's; where one failed, of those that answer soon: the others may wait for it in a collective."""
         answers: list[tuple[int, Any, str | None]] = []
+        heard = time.monotonic()
         while len(answers) < len(self.inboxes):
             failed = any(failure for *_, failure in answers)
             try:
-                answers.append(self.outbox.get(timeout=20 if failed else 240))
+                answers.append(self.outbox.get(timeout=1))
+                heard = time.monotonic()
             except queue.Empty:
-                assert answers, "no rank has answered"
-                break
+                assert all(one.is_alive() for one in self.processes), "a rank of the pool has died"
+                if time.monotonic() - heard > (20 if failed else 240):
+                    assert answers, "no rank has answered"
+                    break
         return answers
 
     def close(self) -> None:

@@ -30,6 +30,7 @@ from velocity.models.scorer import CausalScorer
 from velocity.objectives.answers import Reference, cached_reference
 from velocity.objectives.build import build_objective
 from velocity.planner.hardware import Hardware
+from velocity.planner.machines import Cluster
 from velocity.planner.plan import resolve
 from velocity.runs.claim import claim
 from velocity.runs.folder import RunFolder
@@ -96,7 +97,7 @@ def make_job(folder: Path, changes: Mapping[str, Any]) -> TrainingJob:
 def planned(folder: Path, output: Path, *overrides: str) -> LoadedJob[TrainingJob]:
     """The job of a prepared folder, without an `auto`; its file lies beside its output."""
     job = load_job(write_job(output.parent / "job.yaml", **{**job_data(folder), "output": str(output)}), overrides)
-    return resolve(job, MACHINE, folder / "model")
+    return resolve(job, Cluster(MACHINE), folder / "model")
 
 
 def inputs_of(job: LoadedJob[TrainingJob]) -> Inputs:

@@ -220,7 +220,7 @@ def _handlers_stay() -> Iterator[None]:
 def test_behind_a_job_that_was_done_before_it_could_be_stopped_no_further_one_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], count: int, status: int
 ):
-    from velocity import start
+    from velocity.start import run as start
 
     ran: list[Path] = []
 

@@ -68,3 +68,15 @@ def from_system(error: OSError, process: str = "") -> JobError:
     fix = "free space, or set another output and data.cache" if full else "check the path and its rights"
     where = ", ".join(filter(None, [str(error.filename or "standard output"), process]))
     return JobError(what, where, fix)
+
+
+def shown(error: BaseException) -> VelocityError:
+    """What the user is told of an error that ends a command."""
+    if isinstance(error, VelocityError):
+        return error
+    if isinstance(error, OSError):
+        return from_system(error)
+    if isinstance(error, KeyboardInterrupt):
+        return InterruptedRun("stopped before the first step", fix="run the same command to go on")
+    what = f"{type(error).__name__}: {error}"
+    return JobError(what, "a defect of Velocity", "--debug shows the traceback; please report it")

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PARENT = "VELOCITY_PARENT"
+HOST = "VELOCITY_HOST"  # what its target calls this machine
 # What asks a process to stop. Slurm sends the last one before the time is up (--signal), to one process or to all.
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ENDED_SECONDS = 10.0
@@ -22,6 +24,11 @@ ENDED_SECONDS = 10.0
 def as_parent() -> Mapping[str, str]:
     """What the environment of a process that we start says of us."""
     return {PARENT: str(os.getpid())}
+
+
+def host_name() -> str:
+    """This machine's name among a job's, for messages: some clouds' images have another one of their own."""
+    return os.environ.get(HOST) or socket.gethostname()
 
 
 def become_parent() -> None:

@@ -111,32 +111,6 @@ def test_s3_vouches_for_what_arrived_so_nothing_is_read_back(
     assert len(s3.sent(r"a/1\?")) == 3
 
 
-def test_parts_that_are_there_are_not_sent_again(s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(S3Store, "part_bytes", SMALLEST_PART)
-    store = open_store(s3.bucket())
-    assert isinstance(store, S3Store)
-    file = make(tmp_path, 3 * SMALLEST_PART)
-    upload, there = store._begin("a/file")
-    assert there == {}
-    key = store._key("a/file")
-    part = file.read_bytes()[SMALLEST_PART : 2 * SMALLEST_PART]
-    store._call("upload_part", Key=key, UploadId=upload, PartNumber=2, Body=part)
-    store._call("upload_part", Key=key, UploadId=upload, PartNumber=3, Body=part)  # another one than it is to be
-    s3.requests.clear()
-    assert store.put(file, "a/file", entry_of(file))
-    assert sorted(line.split("partNumber=")[1][0] for line in s3.requests if "partNumber=" in line) == ["1", "3"]
-    store.fetch("a/file", tmp_path / "back", entry_of(file))
-
-
-def test_parts_of_an_upload_that_did_not_end_go_with_the_folder(s3: Server):
-    store = open_store(s3.bucket())
-    assert isinstance(store, S3Store)
-    for name in ("a/file", "b/file"):
-        store._begin(name)
-    store.remove_folder("a")
-    assert [upload["Key"] for upload in store._uploads("")] == ["runs/sft/b/file"]
-
-
 @pytest.mark.parametrize(("url", "extra"), [("s3://b/r", "s3"), ("gs://b/r", "gs"), ("az://b/r", "az")])
 def test_a_missing_package_is_named_before_the_start(url: str, extra: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("velocity.checkpoints.store.find_spec", lambda name: None)

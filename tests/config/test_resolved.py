@@ -118,7 +118,7 @@ def load_generate(folder: Path, *overrides: str) -> LoadedJob:
     "override",
     [
         "output=elsewhere", "strategy.precision=bf16", "strategy.tensor=2", "batch.rows=3", "batch.tokens=4096",
-        "launch.processes=2", "generation.engine=zero", "data.cache=elsewhere",
+        "launch.processes=2", "generation.engine=zero", "data.cache=elsewhere", "checkpoint.mirror=elsewhere",
     ],
 )  # fmt: skip
 def test_completions_go_on_where_only_this_differs(tmp_path: Path, override: str):

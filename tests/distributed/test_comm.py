@@ -15,9 +15,9 @@ from velocity.errors import UserError
 
 
 def test_a_rank_is_who_torchrun_says(monkeypatch: pytest.MonkeyPatch):
-    for name, value in {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}.items():
+    for name, value in {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
-    assert comm.from_environment() == Ranks(rank=5, local_rank=1, world_size=8)
+    assert comm.from_environment() == Ranks(rank=5, local_rank=1, world_size=8, local_size=4)
 
 
 def test_only_rank_0_is_the_first_also_on_a_second_machine():

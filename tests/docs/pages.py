@@ -65,8 +65,9 @@ def anchors(text: str) -> set[str]:
 
 
 def job_blocks(page: str) -> list[dict[str, Any]]:
-    """The YAML blocks of a page: whole jobs and parts of one."""
-    return [yaml.safe_load(text) for text in blocks(page, "yaml")]
+    """The YAML blocks of a page, but Kubernetes' own objects: whole jobs and parts of one."""
+    found = [yaml.safe_load(text) for text in blocks(page, "yaml")]
+    return [block for block in found if "apiVersion" not in block]
 
 
 def is_whole(block: dict[str, Any]) -> bool:

@@ -26,6 +26,7 @@ from velocity.config.training import TrainingJob
 from velocity.errors import UserError
 from velocity.planner.device import Precision
 from velocity.planner.hardware import Hardware
+from velocity.planner.machines import Cluster
 from velocity.planner.memory import state_bytes
 from velocity.planner.plan import Zero, resolve
 from velocity.planner.size import ModelSize
@@ -44,7 +45,9 @@ GENERATES = ("generation", "data.prompts", "data.max_prompt_tokens", "data.on_lo
 
 @cache
 def verbs() -> set[str]:
-    return {command.name or str(getattr(command.callback, "__name__", "")) for command in app.registered_commands}
+    groups = {str(group.name) for group in app.registered_groups}
+    named = (command.name or str(getattr(command.callback, "__name__", "")) for command in app.registered_commands)
+    return groups | set(named)
 
 
 @cache
@@ -268,7 +271,7 @@ def test_eight_billion_parameters_on_eight_gpus_get_the_stage_that_the_guide_say
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.truncate(16 * 10**9)  # a hole: it takes no room on the disk
     machine = Hardware(96, 1024.0, True, (("NVIDIA H100 80GB HBM3", 79.6, 9.0),) * 8)
-    chosen = resolve(load_job(write(job_data(tmp_path), tmp_path)), machine, tmp_path).job.strategy
+    chosen = resolve(load_job(write(job_data(tmp_path), tmp_path)), Cluster(machine), tmp_path).job.strategy
     assert f"`auto` takes stage {chosen.zero}" in " ".join(text.split())
 
 

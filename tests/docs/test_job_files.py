@@ -10,11 +10,14 @@ import pytest
 from tests.docs.pages import ROOT
 from tests.making import tiny_model_folder
 from velocity.config.job import LoadedJob, flatten
+from velocity.config.launch import TARGETS
 from velocity.config.load import TASKS, load_job, read_resolved
 from velocity.config.resolved import render
 from velocity.distributed.ds_config import deepspeed_config
+from velocity.launch import command
 from velocity.planner.hardware import Hardware
-from velocity.start import family_of
+from velocity.planner.machines import Cluster
+from velocity.start.families import family_of
 
 FILES = sorted([*ROOT.glob("jobs/**/*.y*ml"), *ROOT.glob("examples/**/*.y*ml")])
 NAMES = [file.relative_to(ROOT).as_posix() for file in FILES]
@@ -36,7 +39,7 @@ def undecided(values: dict[str, Any]) -> list[str]:
 
 def resolved(name: str, hardware: Hardware, model: Path) -> LoadedJob:
     loaded = load_job(ROOT / name)
-    return family_of(loaded.job).plan(loaded, hardware, model)
+    return family_of(loaded.job).plan(loaded, Cluster(hardware), model)
 
 
 def test_there_are_job_files_to_begin_with_and_the_demo_has_its_two():
@@ -92,3 +95,24 @@ def test_deepspeed_is_told_the_strategy_and_the_rows_of_the_job(name: str, model
 def test_no_two_job_files_write_the_same_run_folder(name: str):
     others = [load_job(ROOT / other).job.output for other in NAMES if other != name]
     assert load_job(ROOT / name).job.output not in others
+
+
+LAUNCHED = [name for name in NAMES if load_job(ROOT / name).job.launch.kind != "local"]
+
+
+def test_the_job_files_show_every_target():
+    assert {load_job(ROOT / name).job.launch.kind for name in LAUNCHED} == set(TARGETS) - {"local"}
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_a_job_file_for_a_target_is_rendered_for_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = load_job(ROOT / name)
+    for key, value in flatten(loaded.job.data.model_dump()).items():
+        if key.endswith(".path") and "://" not in value:
+            file = tmp_path / value.replace("*", "one")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    sent = command.rendered(command.make_submission([loaded], ()))
+    assert len(sent) >= 2, "the job file, and what the target is told"
+    assert any("velocity" in text and loaded.job.launch.kind in text for text in sent.values())

@@ -12,6 +12,7 @@ import pytest
 
 from tests.making import generate_data, write_job
 from tests.planner.test_table import LLAMA_70B
+from velocity.config.launch import LocalConfig, SageMakerConfig, SlurmConfig
 from velocity.config.sections import ModelConfig
 from velocity.errors import UserError
 from velocity.planner.command import cluster_of, config_folder
@@ -35,11 +36,18 @@ def velocity(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_machines_are_this_one_unless_others_are_named():
-    assert cluster_of(HERE, None, None, 1).hardware is HERE
-    assert cluster_of(HERE, "8xH100-80", None, 2).nodes == 2
-    assert cluster_of(HERE, None, "ml.g5.48xlarge", 1).name == "ml.g5.48xlarge"
+    assert cluster_of(HERE, LocalConfig()).hardware is HERE
+    assert cluster_of(HERE, LocalConfig(), "8xH100-80", None, 2).nodes == 2
+    assert cluster_of(HERE, LocalConfig(), None, "ml.g5.48xlarge").name == "ml.g5.48xlarge"
     with pytest.raises(UserError, match="both name the machines"):
-        cluster_of(HERE, "8xH100", "ml.p5.48xlarge", 1)
+        cluster_of(HERE, LocalConfig(), "8xH100", "ml.p5.48xlarge")
+
+
+def test_a_job_is_planned_for_the_machines_that_it_is_to_be_launched_on():
+    assert cluster_of(HERE, SlurmConfig(nodes=4)).nodes == 4
+    there = cluster_of(HERE, SageMakerConfig(instance="ml.p5.48xlarge", nodes=2))
+    assert (there.name, there.nodes) == ("ml.p5.48xlarge", 2)
+    assert cluster_of(HERE, SageMakerConfig(instance="ml.p5.48xlarge"), "8xH100-80", None, 3).nodes == 3
 
 
 def test_a_folder_without_a_configuration_cannot_be_planned(tmp_path: Path):

@@ -13,6 +13,7 @@ from velocity.config.load import job_of
 from velocity.errors import UserError
 from velocity.planner.device import Precision, choose_precision, choose_processes, device_bytes
 from velocity.planner.hardware import GIB, Hardware
+from velocity.planner.machines import Cluster
 
 CPU = Hardware(8, 64.0, cpu_bf16=False)
 CPU_BF16 = Hardware(8, 64.0, cpu_bf16=True)
@@ -32,21 +33,21 @@ def on(job: Job, processes: int) -> Job:
 
 
 def test_a_process_a_gpu_and_one_on_a_machine_without(job: Job):
-    assert choose_processes(job, EIGHT_GPUS) == (8, "one a GPU")
-    assert choose_processes(job, OLD_GPU)[0] == 1
-    count, why = choose_processes(job, CPU)
+    assert choose_processes(job, Cluster(EIGHT_GPUS)) == (8, "one a GPU")
+    assert choose_processes(job, Cluster(OLD_GPU))[0] == 1
+    count, why = choose_processes(job, Cluster(CPU))
     assert count == 1 and "all cores" in why
 
 
 def test_processes_that_were_asked_for_are_taken_without_a_reason(job: Job):
-    assert choose_processes(on(job, 3), EIGHT_GPUS) == (3, "")
+    assert choose_processes(on(job, 3), Cluster(EIGHT_GPUS)) == (3, "")
 
 
 def test_more_processes_than_gpus_are_refused(job: Job):
     with pytest.raises(UserError, match=r"launch.processes=9, but the machine has 8 GPU") as caught:
-        choose_processes(on(job, 9), EIGHT_GPUS)
+        choose_processes(on(job, 9), Cluster(EIGHT_GPUS))
     assert caught.value.problems[0].where == "launch.processes"
-    assert choose_processes(on(job, 9), CPU)[0] == 9
+    assert choose_processes(on(job, 9), Cluster(CPU))[0] == 9
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,14 @@ def test_a_process_has_four_fifths_of_its_gpu_or_of_its_share_of_the_machine(
     hardware: Hardware, processes: int, gibibytes: float
 ):
     assert device_bytes(hardware, processes) / GIB == pytest.approx(gibibytes)
+
+
+def test_on_several_nodes_each_gpu_has_a_process_and_each_machine_without_one(job: Job):
+    assert choose_processes(job, Cluster(EIGHT_GPUS, 2)) == (16, "one a GPU")
+    assert choose_processes(job, Cluster(CPU, 3))[0] == 3
+
+
+def test_processes_that_the_nodes_cannot_share_out_are_refused(job: Job):
+    with pytest.raises(UserError, match="launch.processes=3 is not a multiple of the 2 nodes") as caught:
+        choose_processes(on(job, 3), Cluster(CPU, 2))
+    assert "use 2 or 4" in str(caught.value)

@@ -15,6 +15,7 @@ from velocity.config.load import load_job
 from velocity.errors import UserError
 from velocity.planner.hardware import GIB, Hardware
 from velocity.planner.inference import CACHE_SHARE, CPU_ROWS, GPU_ROWS, STREAM_ROWS, cache_bytes, resolve
+from velocity.planner.machines import Cluster
 from velocity.planner.size import ModelSize
 
 CPU = Hardware(8, 64.0, cpu_bf16=True)
@@ -31,7 +32,7 @@ def plan(folder: Path, hardware: Hardware, parameters: int | None, **changes: An
     if parameters is not None:
         hollow_model_folder(folder / "model", parameters, **EIGHT)
     asked = {"strategy": "auto", "launch": {"processes": "auto"}, **changes}
-    return resolve(load_job(write_generate_job(folder / "job.yaml", asked)), hardware, folder / "model")
+    return resolve(load_job(write_generate_job(folder / "job.yaml", asked)), Cluster(hardware), folder / "model")
 
 
 def chosen(loaded: LoadedJob[GenerateJob]) -> tuple[Any, ...]:

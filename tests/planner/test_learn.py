@@ -26,7 +26,7 @@ def finished(tmp_path: Path) -> tuple[LoadedJob, Path, Path]:
     loaded = load_job(write_job(tmp_path / "job.yaml", optimizer={"learning_rate": 1e-4}))
     run = tmp_path / "run"
     run.mkdir()
-    (run / "job.yaml").write_text(render(resolve(loaded, GPU, model)))
+    (run / "job.yaml").write_text(render(resolve(loaded, Cluster(GPU), model)))
     (run / "environment.json").write_text(json.dumps({"hardware": GPU.describe(), "model_folder": str(model)}))
     line = {"loss": 1.0, "memory_gib": 20.0, "tokens_per_second": 5000.0}
     (run / "metrics.jsonl").write_text("".join(json.dumps({"step": n, **line}) + "\n" for n in range(5)))

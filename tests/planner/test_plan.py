@@ -35,7 +35,7 @@ def planned(tmp_path: Path, hardware: Hardware, parameters: int | None, **sectio
     if parameters is not None:
         hollow_model_folder(model, parameters, **shape)
     sections = {"optimizer": ADAMW, **sections}
-    return resolve(load_job(write_job(tmp_path / "job.yaml", **sections)), hardware, model)
+    return resolve(load_job(write_job(tmp_path / "job.yaml", **sections)), Cluster(hardware), model)
 
 
 def state(size: ModelSize, precision: Precision, zero: Zero, processes: int, **sections: Any) -> float:
@@ -286,7 +286,7 @@ def test_checkpoints_are_written_from_a_copy_where_host_memory_has_room_for_it(
 
 def test_a_plan_of_a_planned_job_is_the_same_job(tmp_path: Path):
     once = planned(tmp_path, EIGHT_GPUS, 7_000_000_000)
-    assert resolve(once, CPU, tmp_path / "model").job == once.job
+    assert resolve(once, Cluster(CPU), tmp_path / "model").job == once.job
 
 
 def given(tmp_path: Path, parameters: int, **sections: Any) -> tuple[LoadedJob, Path]:
@@ -298,7 +298,7 @@ def given(tmp_path: Path, parameters: int, **sections: Any) -> tuple[LoadedJob, 
 def test_the_next_plan_after_memory_ran_out_needs_a_tenth_less_and_says_why(tmp_path: Path):
     loaded, model = given(tmp_path, 7_000_000_000, batch={"rows": 512}, data={"sequence_length": 4096})
     first = plan_job(loaded, Cluster(EIGHT_GPUS), model).chosen
-    second = thriftier(loaded, EIGHT_GPUS, model)
+    second = thriftier(loaded, Cluster(EIGHT_GPUS), model)
     assert first is not None and second is not None and second.job != first.job
     again = plan_job(second, Cluster(EIGHT_GPUS), model).chosen
     assert again is not None and again.job == second.job, "nothing of it is open"
@@ -309,12 +309,12 @@ def test_the_next_plan_after_memory_ran_out_needs_a_tenth_less_and_says_why(tmp_
 
 def test_there_is_no_next_plan_where_nothing_is_open_or_nothing_needs_less(tmp_path: Path):
     loaded, model = given(tmp_path, 7_000_000_000)
-    settled = resolve(loaded, EIGHT_GPUS, model)
-    assert thriftier(settled, EIGHT_GPUS, model) is None
+    settled = resolve(loaded, Cluster(EIGHT_GPUS), model)
+    assert thriftier(settled, Cluster(EIGHT_GPUS), model) is None
     one_row = given(tmp_path, 1_000_000, batch={"rows": 1}, strategy={"recompute": "layers"})
-    assert thriftier(one_row[0], CPU, one_row[1]) is None
+    assert thriftier(one_row[0], Cluster(CPU), one_row[1]) is None
     unknown = planned(tmp_path / "none", EIGHT_GPUS, None)
-    assert thriftier(unknown, EIGHT_GPUS, tmp_path / "none" / "model") is None
+    assert thriftier(unknown, Cluster(EIGHT_GPUS), tmp_path / "none" / "model") is None
 
 
 def test_where_memory_was_full_the_strategy_that_would_fit_is_named_with_what_sets_it(tmp_path: Path):
@@ -322,8 +322,8 @@ def test_where_memory_was_full_the_strategy_that_would_fit_is_named_with_what_se
     offload = {"offload": {"optimizer": "none", "parameters": "none"}}
     sections: dict[str, Any] = {"batch": {"rows": 512, "micro": 8}, "strategy": {**asked, **offload}}
     loaded, model = given(tmp_path, 7_000_000_000, data={"sequence_length": 4096}, **sections)
-    settled = resolve(loaded, EIGHT_GPUS, model)
-    said = roomier(settled, EIGHT_GPUS, model)
+    settled = resolve(loaded, Cluster(EIGHT_GPUS), model)
+    said = roomier(settled, Cluster(EIGHT_GPUS), model)
     assert said is not None
     words, _, settings = said.partition(" would fit: the same command with ")
     # it is what the planner says of the job with those settings, and needs a tenth less
@@ -336,13 +336,13 @@ def test_where_memory_was_full_the_strategy_that_would_fit_is_named_with_what_se
 
 def test_where_nothing_would_fit_that_is_said_and_where_the_size_is_unknown_nothing(tmp_path: Path):
     loaded, model = given(tmp_path, 1_000_000, batch={"rows": 1})
-    settled = resolve(loaded, CPU, model)
-    least = resolve(thriftier(loaded, CPU, model) or settled, CPU, model)
-    assert roomier(least, CPU, model) == (
+    settled = resolve(loaded, Cluster(CPU), model)
+    least = resolve(thriftier(loaded, Cluster(CPU), model) or settled, Cluster(CPU), model)
+    assert roomier(least, Cluster(CPU), model) == (
         "no strategy would fit: a smaller data.sequence_length, more processes, or more memory"
     )
     unknown = planned(tmp_path / "none", EIGHT_GPUS, None)
-    assert roomier(unknown, EIGHT_GPUS, tmp_path / "none" / "model") is None
+    assert roomier(unknown, Cluster(EIGHT_GPUS), tmp_path / "none" / "model") is None
 
 
 def test_a_limit_of_the_machine_is_said_at_its_key(tmp_path: Path):

@@ -18,6 +18,7 @@ from velocity.data.encode import TokenSequence
 from velocity.data.store import seal
 from velocity.errors import JobError, UserError
 from velocity.planner.hardware import Hardware
+from velocity.planner.machines import Cluster
 from velocity.planner.plan import resolve
 from velocity.training import check
 from velocity.training.check import CheckReport, check_job, colour, print_check
@@ -38,7 +39,7 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checked(folder: Path, tmp_path: Path, **sections: Any) -> CheckReport:
     sections["data"] = {"cache": str(tmp_path / "cache"), **sections.get("data", {})}
     loaded = load_job(write_job(folder / "job.yaml", **sections))
-    return check_job(resolve(loaded, CPU, folder / "model"), folder / "model", lambda text: None)
+    return check_job(resolve(loaded, Cluster(CPU), folder / "model"), folder / "model", lambda text: None)
 
 
 def lengths() -> list[int]:

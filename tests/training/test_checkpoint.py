@@ -198,7 +198,7 @@ def test_pruning_leaves_the_older_ones_where_the_newest_is_torn(tmp_path: Path) 
     checkpoints = saved(tmp_path, 1, 2)
     checkpoints.config = CheckpointConfig(keep=1)
     damage(tmp_path / "step-00000002", "torn")
-    checkpoints._prune()
+    checkpoints._prune({2})
     assert steps_in(tmp_path) == [1, 2]
 
 

@@ -13,6 +13,7 @@ from tests.pool import Pool
 from tests.running import MACHINE, WORDS, claimed, prepare_folder, ragged_rows
 from velocity.config.load import load_job
 from velocity.distributed.comm import Ranks
+from velocity.planner.machines import Cluster
 from velocity.planner.plan import resolve
 from velocity.runs.folder import RunFolder
 from velocity.training.run import train
@@ -21,7 +22,7 @@ from velocity.training.run import train
 def claimed_with(folder: Path, **sections: Any) -> RunFolder:
     """The run folder of a job on two ranks with these sections."""
     job = write_job(folder / "job.yaml", **{"launch": {"processes": 2}, "strategy": {"zero": 2}, **sections})
-    return claimed(resolve(load_job(job), MACHINE, folder / "model"))
+    return claimed(resolve(load_job(job), Cluster(MACHINE), folder / "model"))
 
 
 def _train(ranks: Ranks, path: Path) -> None:

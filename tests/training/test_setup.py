@@ -16,7 +16,8 @@ from tests.running import inputs_of, planned, prepare_folder
 from velocity.config.sections import AnyOptimizer
 from velocity.distributed.ds_config import deepspeed_config
 from velocity.errors import UserError
-from velocity.start import check_ahead, run_one
+from velocity.start.resolve import check_ahead
+from velocity.start.run import run_one
 from velocity.training.setup import check_installed, prepare_inputs
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ POLITE = 10  # of 0 to 19
 class Report:
     """How a save went: the seconds from its begin to its commit, those in which training waited, and the bytes.
 
-    `trouble` says why there is no checkpoint.
+    `trouble` says why there is no checkpoint; `kept` are the steps of those that are kept beside it.
     """
 
     step: int
@@ -37,12 +37,13 @@ class Report:
     blocked_seconds: float = 0.0
     bytes: int = 0
     trouble: str = ""
+    kept: tuple[int, ...] = ()
 
 
 class Writer:
     """Writes this rank's part of one checkpoint: `files` are the pieces of each of its files, `state` is of them all.
 
-    `began` is when the save began, by time.perf_counter.
+    `began` is when the save began, by time.perf_counter; `kept` gives the steps that are kept, of this one's.
     """
 
     def __init__(  # noqa: PLR0913 - what a checkpoint is, and who writes it
@@ -53,9 +54,10 @@ class Writer:
         ranks: Ranks,
         board: Board,
         began: float,
+        kept: Callable[[int], list[int]] = lambda step: [step],
     ) -> None:
         self.final, self.files, self.state = final, files, state
-        self.ranks, self.board, self.began = ranks, board, began
+        self.ranks, self.board, self.began, self.kept = ranks, board, began, kept
         self.report = Report(commit.step_of(final))
         self._thread: threading.Thread | None = None
 
@@ -95,12 +97,14 @@ class Writer:
         self.files = ()
         self.board.post(f"{name}/{self.ranks.rank}", json.dumps(note))
         if self.ranks.first:
-            trouble, size = self._commit(temporary)
-            self.report = replace(self.report, trouble=trouble, bytes=size)
+            self._commit(temporary)
+        elif self.ranks.keeps:
+            self._commit_too(temporary)
         self.report = replace(self.report, seconds=time.perf_counter() - self.began)
 
-    def _commit(self, temporary: Path) -> tuple[str, int]:
-        """Nothing where the checkpoint is there, else why not; and its bytes."""
+    def _commit(self, temporary: Path) -> None:
+        """The checkpoint is there, on this disk, and keepers of other disks hear what belongs to it; or of trouble."""
+        said: dict[str, Any] = {}
         try:
             ranks = range(self.ranks.world_size)
             # all of them, whatever the first one says: a note that stays would be taken for one of the next save
@@ -108,11 +112,31 @@ class Writer:
             if trouble := next((note["trouble"] for note in notes if "trouble" in note), ""):
                 raise OSError(trouble)
             entries = {file: Entry(**entry) for note in notes for file, entry in note["entries"].items()}
-            (temporary / STATE).write_text(json.dumps(self.state, indent=1))
-            sync(temporary / STATE)
-            entries[STATE] = entry_of(temporary / STATE)
-            commit.commit(self.final, entries)
+            kept = self.kept(commit.step_of(self.final))
+            self._put_down(temporary, entries)
+            said = {"entries": {file: asdict(entry) for file, entry in entries.items()}, "kept": kept}
+            self.report = replace(self.report, bytes=sum(entry.size for entry in entries.values()), kept=tuple(kept))
         except Exception as error:
             commit.discard(temporary)  # it would keep a full disk full
-            return str(error), 0
-        return "", sum(entry.size for entry in entries.values())
+            said = {"trouble": str(error)}
+            self.report = replace(self.report, trouble=str(error))
+        for keeper in self.ranks.keepers[1:]:
+            self.board.post(f"{self.final.name}/of/{keeper}", json.dumps(said))
+
+    def _commit_too(self, temporary: Path) -> None:
+        """The same on a disk that the first rank does not see: our files, and a manifest that lists all ranks'."""
+        try:
+            said = json.loads(self.board.take(f"{self.final.name}/of/{self.ranks.rank}", PATIENCE_SECONDS))
+            if "trouble" in said:
+                raise OSError(said["trouble"])
+            self._put_down(temporary, {file: Entry(**entry) for file, entry in said["entries"].items()})
+            self.report = replace(self.report, kept=tuple(said["kept"]))
+        except Exception as error:
+            commit.discard(temporary)
+            self.report = replace(self.report, trouble=str(error))
+
+    def _put_down(self, temporary: Path, entries: dict[str, Entry]) -> None:
+        (temporary / STATE).write_text(json.dumps(self.state, indent=1))
+        sync(temporary / STATE)
+        entries[STATE] = entry_of(temporary / STATE)
+        commit.commit(self.final, entries)

@@ -90,16 +90,20 @@ def manifest_of(folder: Path) -> dict[str, Entry]:
     return {name: Entry(**facts) for name, facts in json.loads(manifest.read_text())["files"].items()}
 
 
-def damage(folder: Path, names: Iterable[str] | None = None, *, sizes_only: bool = False) -> str | None:
+def damage(
+    folder: Path, names: Iterable[str] | None = None, *, sizes_only: bool = False, elsewhere: bool = False
+) -> str | None:
     """What is wrong with a committed checkpoint, or with the files `names` of it; None where it is whole.
 
-    With `sizes_only` the files are not read.
+    With `sizes_only` the files are not read; those that are missing may be `elsewhere`: on another node's disk.
     """
     try:
         entries = manifest_of(folder)
         for name in entries if names is None else names:
             file, entry = folder / name, entries[name]
             if not file.is_file():
+                if elsewhere:
+                    continue
                 return f"{name} is missing"
             if (size := file.stat().st_size) != entry.size:
                 return f"{name} has {size:,} bytes of {entry.size:,}"
@@ -119,6 +123,7 @@ def sweep(checkpoints: Path) -> None:
 
 def remove(folder: Path) -> None:
     """The checkpoint is gone; a half-removed one is not taken for whole."""
-    (folder / MARKER).unlink(missing_ok=True)
-    sync(folder)
-    shutil.rmtree(folder)
+    if folder.is_dir():
+        (folder / MARKER).unlink(missing_ok=True)
+        sync(folder)
+        shutil.rmtree(folder)

@@ -1,13 +1,14 @@
 """Finished checkpoints go to a store elsewhere, in the background, marker last. It knows no tensors.
 
 URL/step-00000200/…      the files of a checkpoint, as they lie in checkpoints/
-URL/run/metrics.jsonl …  the run's records, as they lie in its folder
+URL/run/metrics.jsonl …  the run's records, as they lie in its folder; of a complete one model/ or completions.…, too
 URL/proofs/…             what each file was proven to be: see store.py
 URL/wanted               the checkpoint that is on its way: each node sends its files of it
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -15,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
@@ -32,7 +34,9 @@ from velocity.files import make_private
 from velocity.terminal import say
 
 RECORDS = ("job.yaml", "deepspeed.json", "deepspeed-origins.json", "plan.json", "environment.json", "status.json",
-           "metrics.jsonl")  # fmt: skip
+           "metrics.jsonl", "log.txt")  # fmt: skip
+RESULTS = ("model", "merged", "completions.jsonl", "completions.parquet")
+RESULT = "run/result.json"  # written last: the files of the result, with their hashes
 WANTED = "wanted"
 FINISH_SECONDS = 1800.0  # at the end of a run, for what is not mirrored yet
 LONGEST_PAUSE_SECONDS = 60.0  # between tries
@@ -140,7 +144,7 @@ class Mirror:
         """What is due was sent; False where the first node has not said yet what it wants."""
         asked = self._asked
         if self._records_due:
-            self._send_records(store)
+            send_records(store, self.run_folder)
             self._answered = asked
         wanted = None if self.first else store.read(WANTED)
         with self._changed:
@@ -159,14 +163,6 @@ class Mirror:
             for old in [old for old in self._held if _order(old) <= _order(name)]:
                 self._drop(old)
         return True
-
-    def _send_records(self, store: Store) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            for name in RECORDS:
-                file, copy = self.run_folder / name, Path(folder, name)
-                if file.is_file():
-                    shutil.copyfile(file, copy)  # metrics.jsonl grows while it is sent
-                    store.put(copy, f"run/{name}", entry_of(copy))
 
     def _send(self, store: Store, name: str) -> None:
         """The checkpoint lies at the mirror, as far as it lies here; on the first node all of it does, marked."""
@@ -225,6 +221,28 @@ class Mirror:
         self._last_error = f"{type(error).__name__}: {error}".splitlines()[0]
         if self._failures == 1 and not self._over:
             say(f"WARNING: nothing reaches the mirror {self.url}: {self._last_error}; the run goes on, and tries again")
+
+
+def send_records(store: Store, run_folder: Path) -> None:
+    """The run's records lie at the mirror as they are here and, where it is complete, its result."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in RECORDS:
+            file, copy = run_folder / name, Path(folder, name)
+            if file.is_file():
+                shutil.copyfile(file, copy)  # metrics.jsonl grows while it is sent
+                store.put(copy, f"run/{name}", entry_of(copy))
+        status = Path(folder, "status.json")
+        if status.is_file() and json.loads(status.read_text()).get("state") == "complete":
+            _send_result(store, run_folder)
+
+
+def _send_result(store: Store, run_folder: Path) -> None:
+    paths = (run_folder / name for name in RESULTS)
+    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
+    entries = {str(file.relative_to(run_folder)): entry_of(file) for file in files if file.is_file()}
+    for name, entry in entries.items():
+        store.put(run_folder / name, f"run/{name}", entry)
+    store.write(RESULT, json.dumps({name: asdict(entry) for name, entry in entries.items()}, indent=1).encode())
 
 
 def _order(name: str) -> int:

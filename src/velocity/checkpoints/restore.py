@@ -23,7 +23,7 @@ from velocity.checkpoints.commit import (
     step_of,
     temporary_of,
 )
-from velocity.checkpoints.mirror import RECORDS
+from velocity.checkpoints.mirror import RECORDS, RESULT
 from velocity.checkpoints.store import Altered, Store, check_installed, open_store
 from velocity.config.load import read_resolved
 from velocity.config.resolved import differences
@@ -32,6 +32,7 @@ from velocity.files import make_private, whole_file
 from velocity.terminal import say
 
 TRIES = 5
+SHARDS = "shards"  # of a generate job: files of finished rows
 Result = TypeVar("Result")
 
 
@@ -41,11 +42,12 @@ def check(url: str, *, fresh: bool = False) -> None:
     try:
         store = open_store(url)
         store.check()
-        steps = steps_at(store)
+        steps, rows = steps_at(store), bool(store.names(SHARDS) or store.read(RESULT))
     except Exception as error:  # every store has errors of its own
         raise _unreadable(url, error) from None
-    if fresh and steps:
-        what = f"the mirror {url} holds a run: its newest checkpoint is of step {steps[-1]}"
+    if fresh and (steps or rows):
+        what = f"the mirror {url} holds a run: its newest checkpoint is of step {steps[-1] if steps else 0}"
+        what = what if steps else f"the mirror {url} holds a run: finished rows, or a result"
         raise UserError(what, "checkpoint.mirror", "give a fresh run another mirror, or empty this one")
 
 
@@ -89,6 +91,69 @@ def restore(url: str, run_folder: Path, *, have: int | None = None) -> int | Non
     if newer and have < 0:
         raise UserError(f"no checkpoint at the mirror {url} is whole", "checkpoint.mirror", "give another mirror")
     return None
+
+
+def fetch_result(url: str, run_folder: Path) -> bool:
+    """The result of a complete run and its records lie in the folder, whole; False where the mirror has none yet.
+
+    UserError where the mirror cannot be read, or what lies there is not what was put there.
+    """
+    try:
+        store = _patiently(lambda: open_store(url))
+        listed = _patiently(lambda: store.read(RESULT))
+        if listed is None:
+            return False
+        entries = {name: Entry(**facts) for name, facts in json.loads(listed).items()}
+        make_private(run_folder)
+        for name, entry in entries.items():
+            _inside(name)
+            _patiently(lambda name=name, entry=entry: store.fetch(f"run/{name}", run_folder / name, entry))  # type: ignore[misc]
+        _patiently(lambda: _fetch_records(store, run_folder))
+    except UserError:
+        raise
+    except Exception as error:  # every store has errors of its own
+        if _is_full(error):
+            raise
+        raise _unreadable(url, error) from None
+    return True
+
+
+def fetch_shards(url: str, run_folder: Path) -> int:
+    """The finished rows of the job that lie at the mirror, and not here, are fetched; how many files those are.
+
+    UserError where the mirror holds another job's, or cannot be read.
+    """
+    try:
+        store, count = _patiently(lambda: open_store(url)), 0
+        _patiently(lambda: _check_job(store, run_folder))
+        for name in _patiently(lambda: store.names(SHARDS)):
+            entry = _patiently(lambda name=name: store.proven(f"{SHARDS}/{name}"))  # type: ignore[misc]
+            file = run_folder / SHARDS / _inside(name)
+            if entry is None or file.is_file():
+                continue
+            try:
+                with whole_file(file) as temporary:
+                    _patiently(
+                        lambda name=name, entry=entry, file=temporary: store.fetch(f"{SHARDS}/{name}", file, entry)  # type: ignore[misc]
+                    )
+                count += 1
+            except Altered as damage:
+                say(f"WARNING: {name} at {url} is not whole: {damage}; its rows are done again")
+        return count
+    except UserError:
+        raise
+    except Exception as error:  # every store has errors of its own
+        if _is_full(error):
+            raise
+        raise _unreadable(url, error) from None
+
+
+def _inside(name: str) -> str:
+    """The name of a file in a folder, of which none leads out of it."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise Altered(f"it names {name}")
+    return name
 
 
 def _fetch(store: Store, step: int, run_folder: Path) -> None:

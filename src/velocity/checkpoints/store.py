@@ -6,32 +6,26 @@ once the store itself has shown that hash, or the file was read back. An object 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import json
-import math
 import shutil
-from base64 import b64encode
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import fsspec.asyn
 
 from velocity.checkpoints.commit import Entry, entry_of
+from velocity.checkpoints.multipart import Parts, checksum, checksums
 from velocity.errors import UserError
 from velocity.files import make_private, sweep, whole_file
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
 PROOFS = "proofs"
 BLOCK_BYTES = 8 << 20
-PART_BYTES = 64 << 20  # of a large object; S3 takes from 5 MiB to 5 GiB
-MOST_PARTS = 10_000
-STREAMS = 4  # parts on their way at a time, each of them in memory
+PART_BYTES = 64 << 20  # of a large object in S3
 
 
 class Altered(ValueError):
@@ -97,6 +91,14 @@ class Store:
             return bool(json.loads(proof) == self._statement(entry, there))
         except ValueError:
             return False  # torn
+
+    def proven(self, name: str) -> Entry | None:
+        """What the file was proven to be; None where it was not."""
+        try:
+            said = json.loads(self.read(_proof(name)) or b"null")
+            return Entry(int(said["size"]), str(said["sha256"]))
+        except (ValueError, TypeError, KeyError):
+            return None  # torn
 
     def fetch(self, name: str, file: Path, entry: Entry) -> None:
         """`file` is the one of that name, whole; Altered where the store's is not as `entry` says."""
@@ -220,118 +222,39 @@ class FolderStore(Store):
 
 
 class S3Store(Store):
-    """S3: it checks the SHA-256 of all that arrives, and says it, so that nothing has to be read back.
-
-    A large object goes in parts, of which those of a process that was killed are taken up.
-    """
+    """S3: it checks the SHA-256 of all that arrives, and says it, so that nothing has to be read back."""
 
     part_bytes = PART_BYTES
 
     def remove_folder(self, name: str) -> None:
         """Neither the folder, its proofs, nor parts of an upload that did not end are there."""
         super().remove_folder(name)
-        for upload in self._uploads(f"{name}/"):
-            self._call("abort_multipart_upload", Key=upload["Key"], UploadId=upload["UploadId"])
+        self._parts.abort(self._key(name) + "/")
 
-    def _call(self, method: str, **arguments: Any) -> Any:
-        return self.system.call_s3(method, Bucket=self.system.split_path(self.root)[0], **arguments)
+    @property
+    def _parts(self) -> Parts:
+        return Parts(self.system, self.system.split_path(self.root)[0], self.part_bytes)
 
     def _key(self, name: str) -> str:
         return str(self.system.split_path(self._path(name))[1])
 
-    def _uploads(self, name: str) -> list[dict[str, Any]]:
-        """Uploads in parts that did not end, of keys that begin so."""
-        with contextlib.suppress(PermissionError, FileNotFoundError):
-            found = self._call("list_multipart_uploads", Prefix=self._key("") + "/" + name)
-            return list(found.get("Uploads", []))
-        return []
-
     def _vouched(self, name: str, file: Path, entry: Entry) -> bool | None:
-        said = self._call("head_object", Key=self._key(name), ChecksumMode="ENABLED").get("ChecksumSHA256")
+        said = self._parts.call("head_object", Key=self._key(name), ChecksumMode="ENABLED").get("ChecksumSHA256")
         if not said:  # S3's likes know no checksums
             return None
         if entry.size <= self.part_bytes:
-            return bool(said == b64encode(bytes.fromhex(entry.sha256)).decode())
-        # of an object in parts it is the hash of the parts' hashes, and behind a dash their number
-        digests = (hashlib.sha256(part).digest() for part in self._parts(file))
-        whole = hashlib.sha256(b"".join(digests)).digest()
-        return bool(said.partition("-")[0] == b64encode(whole).decode())
-
-    def _size_of_parts(self, size: int) -> int:
-        return max(self.part_bytes, math.ceil(size / MOST_PARTS))
-
-    def _parts(self, file: Path) -> Iterator[bytes]:
-        size = self._size_of_parts(file.stat().st_size)
-        with file.open("rb") as stream:
-            while part := stream.read(size):
-                yield part
+            return bool(said == checksum(bytes.fromhex(entry.sha256)))
+        return bool(said.partition("-")[0] == self._parts.checksum_of(file))
 
     def _send(self, file: Path, name: str) -> None:
-        size, key = file.stat().st_size, self._key(name)
-        if size <= self.part_bytes:
-            content = file.read_bytes()
-            self._call("put_object", Key=key, Body=content, **_checksum(content), ChecksumAlgorithm="SHA256")
+        if file.stat().st_size > self.part_bytes:
+            self._parts.send(file, self._key(name))
             return
-        upload, there = self._begin(name)
-        parts = fsspec.asyn.sync(self.system.loop, self._send_parts, file, key, upload, there)
-        self._call("complete_multipart_upload", Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
-
-    async def _send_parts(self, file: Path, key: str, upload: str, there: dict[int, Any]) -> list[dict[str, Any]]:
-        """All parts, some at a time; no thread of ours is joined when the process ends in the middle of it."""
-        step = self._size_of_parts(file.stat().st_size)
-        limit, bucket = asyncio.Semaphore(STREAMS), self.system.split_path(self.root)[0]
-
-        async def send(number: int) -> dict[str, Any]:
-            async with limit:
-                part, checksum, known = await asyncio.to_thread(_part, file, number, step, there.get(number))
-                sent = known or await self.system._call_s3(
-                    "upload_part", Bucket=bucket, Key=key, UploadId=upload, PartNumber=number, Body=part,
-                    ChecksumAlgorithm="SHA256", **checksum,
-                )  # fmt: skip
-            return {"PartNumber": number, "ETag": sent["ETag"], **checksum}
-
-        tasks = [asyncio.create_task(send(number + 1)) for number in range(math.ceil(file.stat().st_size / step))]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    def _begin(self, name: str) -> tuple[str, dict[int, dict[str, Any]]]:
-        """An upload in parts, and those that are there: of one that was cut off, or none."""
-        key = self._key(name)
-        for found in self._uploads(name):
-            if found["Key"] == key and found.get("ChecksumAlgorithm") == "SHA256":
-                return found["UploadId"], {part["PartNumber"]: part for part in self._sent(key, found["UploadId"])}
-        begun = self._call("create_multipart_upload", Key=key, ChecksumAlgorithm="SHA256")
-        return begun["UploadId"], {}
-
-    def _sent(self, key: str, upload: str) -> Iterator[dict[str, Any]]:
-        marker = 0
-        while True:
-            page = self._call("list_parts", Key=key, UploadId=upload, PartNumberMarker=marker)
-            yield from page.get("Parts", [])
-            if not page.get("IsTruncated"):
-                return
-            marker = page["NextPartNumberMarker"]
+        content = file.read_bytes()
+        self._parts.call(
+            "put_object", Key=self._key(name), Body=content, **checksums(content), ChecksumAlgorithm="SHA256"
+        )
 
 
 def _proof(name: str) -> str:
     return f"{PROOFS}/{name}.json"
-
-
-def _checksum(content: bytes) -> dict[str, str]:
-    return {"ChecksumSHA256": b64encode(hashlib.sha256(content).digest()).decode()}
-
-
-def _part(file: Path, number: int, step: int, there: dict[str, Any] | None) -> tuple[bytes, dict[str, str], Any]:
-    """A part, its checksum, and `there` if that is it: by its SHA-256, or its MD5 where the store lists no other."""
-    with file.open("rb") as stream:
-        stream.seek((number - 1) * step)
-        part = stream.read(step)
-    checksum = _checksum(part)
-    if there is None:
-        return part, checksum, None
-    said, md5 = there.get("ChecksumSHA256"), hashlib.md5(part, usedforsecurity=False).hexdigest()
-    same = said == checksum["ChecksumSHA256"] if said else there["ETag"].strip('"') == md5
-    return part, checksum, there if same else None

@@ -103,7 +103,7 @@ class RowsConfig(Config):
 class GenerateJob(Job):
     """Batch inference: every row of a data set gets its completions, exactly once."""
 
-    FREE: ClassVar = ("output", "strategy", "batch", "launch", "generation.engine", "data.cache")
+    FREE: ClassVar = ("output", "strategy", "batch", "launch", "checkpoint", "generation.engine", "data.cache")
 
     task: Literal["generate"] = Field(description="generate writes a completion for every prompt")
     data: PromptDataConfig

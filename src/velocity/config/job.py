@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 from pydantic import BeforeValidator, Field
 
 from velocity.config.base import Config
-from velocity.config.launch import LocalConfig
-from velocity.config.sections import JobData, ModelConfig, path_to_mapping
+from velocity.config.launch import Launch, LocalConfig
+from velocity.config.sections import JobData, MirrorConfig, ModelConfig, path_to_mapping
 from velocity.errors import UserError
 
 
@@ -34,7 +34,8 @@ class Job(Config):
     output: str = Field(description="the run folder; it belongs to this job")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     data: JobData
-    launch: LocalConfig = LocalConfig()
+    checkpoint: MirrorConfig = MirrorConfig()
+    launch: Launch = LocalConfig()
 
     def ends_like(self, other: Job) -> bool:
         """True where a run of `other` that is complete leaves nothing to do for this job, which it may go on for."""

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Discriminator, TypeAdapter
 from velocity.config.base import Config, Mark, apply_override, read_yaml, validate
 from velocity.config.generate import GenerateJob
 from velocity.config.job import Job, LoadedJob, flatten
+from velocity.config.launch import COMMON, TARGETS
 from velocity.config.training import TrainingJob
 from velocity.errors import Problem, UserError
 from velocity.secrets import SHORTEST, found_in, is_secret_name, scrub
@@ -26,9 +27,14 @@ TASKS: Mapping[str, type[Job]] = {
 FAMILIES: Sequence[type[Job]] = tuple(dict.fromkeys(TASKS.values()))
 
 
-def load_job(path: Path, overrides: Sequence[str] = ()) -> LoadedJob[Any]:
-    """The job of a YAML file with `key.path=value` overrides; UserError with every problem's place."""
+def load_job(path: Path, overrides: Sequence[str] = (), target: str | None = None) -> LoadedJob[Any]:
+    """The job of a YAML file with `key.path=value` overrides; UserError with every problem's place.
+
+    For another `target` than the file's, of its launch section what every target has is kept.
+    """
     data, mark = read_yaml(path)
+    if target is not None:
+        _aim(data, mark, target)
     for text in overrides:
         apply_override(data, mark, text)
     job = job_of(data, mark)
@@ -36,6 +42,18 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> LoadedJob[Any]:
     if problems := list(_secrets(loaded)):
         raise UserError(problems)
     return loaded
+
+
+def _aim(data: dict[str, Any], mark: Mark, target: str) -> None:
+    """The launch section is the target's."""
+    if target not in TARGETS:
+        near = difflib.get_close_matches(target, TARGETS, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"unknown target {target}", "--on", f"{meant}one of {', '.join(TARGETS)}")
+    section = data.get("launch") or {}
+    if isinstance(section, dict) and section.get("kind", "local") != target:
+        data["launch"] = {key: value for key, value in section.items() if key in COMMON} | {"kind": target}
+        mark.children.setdefault("launch", Mark("command line")).children["kind"] = Mark("command line")
 
 
 def _secrets(loaded: LoadedJob[Job]) -> Iterator[Problem]:

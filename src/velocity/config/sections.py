@@ -282,18 +282,11 @@ class DurationConfig(Config):
         return self
 
 
-class CheckpointConfig(Config):
-    """When to save what a killed run goes on from."""
+class MirrorConfig(Config):
+    """What machines that share no disk, or that vanish, go on from."""
 
-    every: PositiveInt = Field(200, description="steps between checkpoints")
-    keep: PositiveInt = Field(3, description="how many of the newest to keep")
-    keep_every: PositiveInt | None = Field(None, description="keep those whose step is a multiple of it for good, too")
-    best: str | None = Field(None, description="the evaluation set by whose loss the best one is kept, too")
-    background: bool | Literal["auto"] = Field(
-        "auto", description="write while training goes on, from a copy in host memory; auto: where that has room"
-    )
     mirror: str | None = Field(
-        None, description="where finished checkpoints are copied to: a folder, or an s3, gs or az URL"
+        None, description="where checkpoints, finished rows and results are copied to: a folder, or an s3, gs or az URL"
     )
 
     @field_validator("mirror")
@@ -304,3 +297,15 @@ class CheckpointConfig(Config):
                 raise ValueError("a mirror is a folder, or an address such as s3://bucket/run, gs://… or az://…")
             without_secret(mirror)
         return mirror
+
+
+class CheckpointConfig(MirrorConfig):
+    """When to save what a killed run goes on from."""
+
+    every: PositiveInt = Field(200, description="steps between checkpoints")
+    keep: PositiveInt = Field(3, description="how many of the newest to keep")
+    keep_every: PositiveInt | None = Field(None, description="keep those whose step is a multiple of it for good, too")
+    best: str | None = Field(None, description="the evaluation set by whose loss the best one is kept, too")
+    background: bool | Literal["auto"] = Field(
+        "auto", description="write while training goes on, from a copy in host memory; auto: where that has room"
+    )

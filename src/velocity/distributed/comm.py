@@ -19,6 +19,7 @@ from velocity.errors import UserError
 
 # How long a rank waits for the others: the first one writes whole models and checkpoints while they wait.
 PATIENCE = timedelta(hours=2)
+PRIVATE = "VELOCITY_PRIVATE_DISK"  # is set where each node's disk is its own
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,27 @@ class Ranks:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    local_size: int = 1  # ranks of our node
+    private: bool = False  # each node's disk is its own
 
     @property
     def first(self) -> bool:
         """True on the one rank that writes files and messages."""
         return self.rank == 0
+
+    @property
+    def keeps(self) -> bool:
+        """True on the one rank of a disk that looks after the run folder on it."""
+        return self.local_rank == 0 if self.private else self.first
+
+    @property
+    def keepers(self) -> range:
+        """The ranks that do."""
+        return range(0, self.world_size, self.local_size if self.private else self.world_size)
+
+    def share(self, names: Sequence[str]) -> Sequence[str]:
+        """Our part of what all ranks of a disk look at together."""
+        return names[self.local_rank :: self.local_size] if self.private else names[self.rank :: self.world_size]
 
     @property
     def device(self) -> torch.device:
@@ -41,8 +58,10 @@ class Ranks:
 
 
 def from_environment() -> Ranks:
-    """As torchrun says."""
-    return Ranks(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+    """As torchrun and our node say."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    rank, local_rank, world_size, local_size = (int(os.environ[name]) for name in names)
+    return Ranks(rank, local_rank, world_size, local_size, PRIVATE in os.environ)
 
 
 def prepare_deepspeed() -> None:

@@ -54,8 +54,12 @@ def record(folder: Path, rank: int, what: Failure, doing: Mapping[str, Any] | No
     """The rank's failure lies in the folder, with what it was `doing`; left out: what this process is doing."""
     at = pulse.doing().facts() | {"records": pulse.doing().records} if doing is None else doing
     place = {"step": at.get("step"), "doing": at.get("what"), "records": list(at.get("records", ()))}
-    facts = {"time": time.time(), "rank": rank, "host": at.get("host") or pulse.host(), **asdict(what), **place}
-    write_atomically(folder / f"rank-{rank:04}.json", json.dumps(facts, indent=1))
+    put(folder, {"time": time.time(), "rank": rank, "host": at.get("host") or pulse.host(), **asdict(what), **place})
+
+
+def put(folder: Path, facts: Mapping[str, Any]) -> None:
+    """A failure that was found in another node's folder lies in this one, too."""
+    write_atomically(folder / f"rank-{facts['rank']:04}.json", json.dumps(facts, indent=1))
 
 
 def found(folder: Path) -> list[dict[str, Any]]:

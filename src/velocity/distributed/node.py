@@ -1,6 +1,6 @@
 """What runs on a machine: torchrun's agent with one worker a process, and an exit status that says how it went.
 
-`python -m velocity.distributed.node PROCESSES FAILURES MODULE ARGUMENT...`
+`python -m velocity.distributed.node [--node INDEX NODES HOST:PORT] PROCESSES FAILURES MODULE ARGUMENT...`
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import signal
 import sys
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -27,10 +29,36 @@ from velocity.terminal import keep_secrets
 FAILED = 1
 LOOK_SECONDS = 0.1
 AT_ONCE_SECONDS = 2
+MEET_SECONDS = 600  # for the agents of other nodes, which have all been told to start
 
 
-def main(processes: int, failures: Path, module: str, arguments: list[str]) -> int:
-    """Run `python -m module arguments` in `processes` ranks; return the first failure's exit status, or 0.
+@dataclass(frozen=True)
+class Agent:
+    """What torchrun's agent is told: `processes` ranks here, on node `index` of `nodes`, whose ranks meet at `address`.
+
+    The address is the first node's host:port; left out where there is one node.
+    """
+
+    processes: int
+    index: int = 0
+    nodes: int = 1
+    address: str = ""
+
+    @property
+    def config(self) -> LaunchConfig:
+        """The same for torchrun."""
+        where: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+        if self.nodes > 1:
+            timeouts = {"rank": self.index, "timeout": MEET_SECONDS}
+            where = {"rdzv_backend": "static", "rdzv_endpoint": self.address, "rdzv_configs": timeouts}
+        return LaunchConfig(
+            min_nodes=self.nodes, max_nodes=self.nodes, nproc_per_node=self.processes,
+            run_id=self.address or uuid.uuid4().hex, max_restarts=0, monitor_interval=0.2, **where,
+        )  # fmt: skip
+
+
+def main(agent: Agent, failures: Path, module: str, arguments: list[str]) -> int:
+    """Run `python -m module arguments` in all ranks of this node; return the first failure's exit status, or 0.
 
     A rank that a signal killed, or that hangs, cannot say so itself: its failure is written into `failures`.
     """
@@ -43,7 +71,7 @@ def main(processes: int, failures: Path, module: str, arguments: list[str]) -> i
     with ThreadPoolExecutor(1) as starter:
         # in this thread torchrun's agent would hear signals by itself, and a second one would end it before ranks saved
         with stops_wait():
-            ranks = starter.submit(_run, processes, failures, module, arguments)
+            ranks = starter.submit(_run, agent, failures, module, arguments)
         _pass_on(asked, ranks)
     ignore_stops()
     return ranks.result()
@@ -59,15 +87,11 @@ def _pass_on(asked: list[int], ranks: Future[int]) -> None:
             told.add(rank)
 
 
-def _run(processes: int, failures: Path, module: str, arguments: list[str]) -> int:
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, max_restarts=0,
-        rdzv_backend="c10d", rdzv_endpoint="localhost:0", monitor_interval=0.2,
-    )  # fmt: skip
+def _run(agent: Agent, failures: Path, module: str, arguments: list[str]) -> int:
     watchdog = Watchdog(failures)
     watchdog.start()
     try:
-        elastic_launch(config, sys.executable)("-m", module, *arguments)
+        elastic_launch(agent.config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
         return FAILED if watchdog.fired else _failed(failures, error)
     finally:
@@ -103,5 +127,14 @@ def _quieten() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+def from_arguments(arguments: list[str]) -> tuple[Agent, Path, str, list[str]]:
+    """What `main` takes, of a command line."""
+    index, nodes, address = "0", "1", ""
+    if arguments[0] == "--node":
+        index, nodes, address, *arguments = arguments[1:]
+    processes, failures, module, *rest = arguments
+    return Agent(int(processes), int(index), int(nodes), address), Path(failures), module, rest
+
+
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4:]))
+    sys.exit(main(*from_arguments(sys.argv[1:])))

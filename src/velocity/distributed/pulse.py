@@ -10,7 +10,6 @@ import faulthandler
 import json
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, TextIO
+
+from velocity.process import host_name
 
 SHOWN = 3  # records in a message
 TOLD = 32  # records in the file
@@ -72,7 +73,7 @@ def doing() -> Doing:
 
 def host() -> str:
     """This machine's name, for messages."""
-    return socket.gethostname()
+    return host_name()
 
 
 def doing_file(folder: Path, rank: int) -> Path:

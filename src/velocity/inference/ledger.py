@@ -6,7 +6,7 @@ Shards follow from the prompts alone, so any number of ranks, and any engine, go
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,14 @@ def shard_rows(rows: int) -> int:
 class Ledger:
     """The shards of one run."""
 
-    def __init__(self, folder: Path, lengths: Sequence[int] | NDArray[np.int32]) -> None:
-        """`lengths` are the prompts' in tokens."""
-        self.folder, size = folder, shard_rows(len(lengths))
+    def __init__(
+        self,
+        folder: Path,
+        lengths: Sequence[int] | NDArray[np.int32],
+        written: Callable[[Path], None] = lambda file: None,
+    ) -> None:
+        """`lengths` are the prompts' in tokens; `written` hears of the file of each shard that is done."""
+        self.folder, self.written, size = folder, written, shard_rows(len(lengths))
         order = order_of(lengths)
         self.shards = [order[start : start + size] for start in range(0, len(order), size)]
 
@@ -50,6 +55,7 @@ class Ledger:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [*lines, marker])
         with whole_file(self.path(shard)) as temporary:  # what the model said stays as it is, whatever it looks like
             temporary.write_text(text, encoding="utf-8")
+        self.written(self.path(shard))
 
     def state(self, shard: int) -> dict[str, int] | None:
         """What a done shard's last line says; None for one that is not done."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from velocity.checkpoints.restore import fetch_shards
 from velocity.config.generate import GenerateJob
 from velocity.config.load import read_resolved
 from velocity.data.prompts import PromptStore
@@ -25,6 +27,7 @@ from velocity.errors import InterruptedRun, JobError
 from velocity.inference import build
 from velocity.inference.engine import Engine
 from velocity.inference.ledger import Ledger
+from velocity.inference.mirror import FINISH_SECONDS, ShardMirror, send_result
 from velocity.inference.output import completed, write_jsonl, write_parquet
 from velocity.inference.progress import Progress, Report
 from velocity.inference.request import Completion, Request, seed_of
@@ -79,23 +82,59 @@ def generate(run: RunFolder, ranks: Ranks, stopping: Callable[[], bool] = lambda
     prompts, folder = PromptStore(Path(environment["prompts"]["store"])), Path(environment["model_folder"])
     ledger = Ledger(run.shards, prompts.lengths)
     todo: list[int] = comm.from_first(ledger.unfinished() if ranks.first else None)
+    url = job.checkpoint.mirror
     if todo:
         if ranks.first:
             say("loading the model …")
         engine = build.build_engine(job, folder, json.loads(run.deepspeed.read_text()), ranks, prompts)
         tokenizer = load_tokenizer(folder, job.data.chat_template, remote_code=job.model.trust_remote_code)
         speaker = Speaker(job, prompts, Spoken(tokenizer, job.generation, folder))
-        _complete(run, ranks, engine, speaker, todo, stopping)
+        with _mirrored(run, ranks, url) as written:
+            _complete(run, ranks, engine, speaker, todo, stopping, written)
     if ranks.first:
+        if url is not None and ranks.private:
+            fetch_shards(url, run.path)
         finish(run, job, prompts, ledger)
+        if url is not None:
+            send_result(url, run.path)
+    comm.wait_for_all()
+
+
+@contextmanager
+def _mirrored(run: RunFolder, ranks: Ranks, url: str | None) -> Iterator[Callable[[Path], None]]:
+    """What is told of finished shards sends them to the mirror; at the end, which all ranks await, they are there."""
+    if url is None:
+        yield lambda file: None
+        return
+    mirror = ShardMirror(url, run.path, first=ranks.first)
+    for file in sorted(run.shards.glob("*.jsonl")) if ranks.keeps else ():
+        mirror.offer(file)  # it may not have arrived before we were killed
+    patience_seconds = 0.0  # of a job that fails
+    try:
+        yield mirror.offer
+        patience_seconds = FINISH_SECONDS
+    except InterruptedRun:
+        patience_seconds = FINISH_SECONDS
+        raise
+    finally:
+        pulse.busy("sending to the mirror")
+        mirror.finish(patience_seconds)
+        if patience_seconds:
+            comm.wait_for_all()  # torchrun kills who leaves 30 s after the first one
 
 
 def _complete(  # noqa: PLR0913 - all that answering depends on
-    run: RunFolder, ranks: Ranks, engine: Engine, speaker: Speaker, todo: Sequence[int], stopping: Callable[[], bool]
+    run: RunFolder,
+    ranks: Ranks,
+    engine: Engine,
+    speaker: Speaker,
+    todo: Sequence[int],
+    stopping: Callable[[], bool],
+    written: Callable[[Path], None],
 ) -> None:
     """Every shard that was to do is done, by us or by others; InterruptedRun where we are asked to stop."""
     tally, prompts = Tally(ranks), speaker.prompts
-    ledger = Ledger(run.shards, prompts.lengths)
+    ledger = Ledger(run.shards, prompts.lengths, written)
     work = Work(ledger, _claims(engine, tally, todo), speaker.requests_of, speaker.describe, writes=engine.leads)
     decoder = build.build_decoder(speaker.job, engine, speaker.spoken, prompts)
     rows = sum(len(ledger.shards[shard]) for shard in todo)
@@ -125,6 +164,9 @@ def _claims(engine: Engine, tally: Tally, todo: Sequence[int]) -> Callable[[], i
 def finish(run: RunFolder, job: GenerateJob, prompts: PromptStore, ledger: Ledger) -> None:
     """The file of completions is there; JobError, with the shards kept, where rows failed by themselves."""
     pulse.busy("putting the completions together")
+    if away := [shard for shard in range(len(ledger.shards)) if ledger.state(shard) is None]:
+        what = f"{len(away)} of {len(ledger.shards)} shards of rows did not come from other nodes through the mirror"
+        raise JobError(what, str(run.shards), "run the same command: their rows are done again")
     path = run.completions[job.generation.format]
     say("putting the completions together …")
     if job.generation.format == "parquet":

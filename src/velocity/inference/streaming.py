@@ -42,12 +42,13 @@ def prepare_disk(folder: Path, ranks: Ranks) -> None:
     if not builder.is_compatible(verbose=False):
         fix = "install them, e.g. apt-get install libaio-dev g++, or use cpu in place of nvme"
         raise UserError("reading weights from a disk needs libaio and a C++ compiler", "strategy.offload", fix)
-    if ranks.first:
+    if ranks.local_rank == 0:
         try:
             shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
             folder.mkdir(parents=True)
         except OSError as error:
             what = f"no folder for weights: {os.strerror(error.errno or 0)}"
             raise UserError(what, "strategy.offload.path", "name a folder on a fast disk that you may write") from None
+    if ranks.first:
         say("preparing DeepSpeed's asynchronous reads; the first time on a machine they are compiled, for minutes …")
     builder.load()

@@ -1,13 +1,14 @@
-"""This machine: one agent process that starts a worker a rank and is watched until it ends."""
+"""This machine: one agent process that starts a worker a rank and is watched until it ends. It meets no other node."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,10 +28,38 @@ KEEPING = {
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 
 
-def render(module: str, run_folder: Path, failures: Path, processes: int) -> list[str]:
+# What ranks are told by their node's environment: the network interfaces that gloo and NCCL talk through, and whether
+# the run folder is on a disk of the node's own.
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+PRIVATE = "VELOCITY_PRIVATE_DISK"
+
+
+class Among(NamedTuple):
+    """A node among others: its place, how many there are, and host:port of the first, where the ranks meet."""
+
+    number: int
+    nodes: int
+    address: str
+
+
+def render(module: str, run_folder: Path, failures: Path, processes: int, among: Among | None = None) -> list[str]:
     """The command that is started: a rank a process runs the module; what none can say itself goes to `failures`."""
-    node = [sys.executable, "-m", "velocity.distributed.node", str(processes), str(failures)]
-    return [*node, module, str(run_folder)]
+    node = [sys.executable, "-m", "velocity.distributed.node"]
+    if among is not None:
+        node += ["--node", str(among.number), str(among.nodes), among.address]
+    return [*node, str(processes), str(failures), module, str(run_folder)]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def is_set(name: str) -> bool:
+    """True where the user's environment has the variable."""
+    return name in os.environ
 
 
 def visible_gpus() -> list[str] | None:
@@ -64,10 +93,13 @@ class Ended(NamedTuple):
     asked: bool  # to stop, before it had ended
 
 
-def run(command: list[str], added: Mapping[str, str]) -> Ended:
+def run(
+    command: list[str], added: Mapping[str, str], over: Callable[[], bool] = lambda: False, grace_seconds: float = 0.0
+) -> Ended:
     """Start the command and wait for it. What asks us to stop is passed on; the second time all of it is killed.
 
-    Slurm's warning does not count: the SIGTERM that follows it still leaves time to save.
+    Slurm's warning does not count: the SIGTERM that follows it still leaves time to save. Where it is `over` elsewhere,
+    what has not ended after the grace is killed.
     """
     asked: list[int] = []
 
@@ -85,8 +117,13 @@ def run(command: list[str], added: Mapping[str, str]) -> Ended:
         hear_stops(hear)
     try:
         # Not wait(): a signal that another thread is given leaves it waiting, and is not heard before it returns.
+        since: float | None = None
         while (status := process.poll()) is None:
             time.sleep(LOOK_SECONDS)
+            if since is None and over():
+                since = time.monotonic()
+            if since is not None and time.monotonic() - since > grace_seconds:
+                end_all(process.pid)
     finally:
         if asked:
             ignore_stops()  # what is left is to say how it ended

@@ -8,6 +8,7 @@ from typing import Any
 
 from velocity.config.generate import GenerateJob
 from velocity.config.job import LoadedJob, placed
+from velocity.config.launch import LaunchConfig, SageMakerConfig
 from velocity.config.resolved import is_resolved
 from velocity.config.sections import ModelConfig
 from velocity.errors import UserError
@@ -17,10 +18,15 @@ from velocity.planner.machines import Cluster, parse_gpus, parse_instance
 from velocity.planner.plan import plan_job
 
 
-def cluster_of(here: Hardware, gpus: str | None, instance: str | None, nodes: int) -> Cluster:
-    """The machines that are asked about: this one where none is named."""
+def cluster_of(
+    here: Hardware, launch: LaunchConfig, gpus: str | None = None, instance: str | None = None, nodes: int | None = None
+) -> Cluster:
+    """The machines that are asked about, or else those that the job is to be launched on: this one if it names none."""
     if gpus and instance:
         raise UserError("--gpus and --instance both name the machines", "command line", "leave one of them out")
+    nodes = nodes or launch.node_count
+    if isinstance(launch, SageMakerConfig) and not gpus:
+        instance = instance or launch.instance
     if gpus:
         return parse_gpus(gpus, nodes)
     if instance:

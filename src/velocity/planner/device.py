@@ -7,22 +7,28 @@ from typing import Literal
 from velocity.config.job import Job
 from velocity.errors import UserError
 from velocity.planner.hardware import GIB, Hardware
+from velocity.planner.machines import Cluster
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 USABLE = 0.8  # of a device's memory: the rest is the runtime's, and fragmentation
 
 
-def choose_processes(job: Job, hardware: Hardware) -> tuple[int, str]:
-    """How many processes on this machine, and why; UserError where it has fewer GPUs."""
-    if job.launch.processes != "auto":
-        if 0 < len(hardware.gpus) < job.launch.processes:
-            what = f"launch.processes={job.launch.processes}, but the machine has {len(hardware.gpus)} GPU(s) for us"
-            raise UserError(what, "launch.processes", "one process a GPU at most; auto takes them all")
-        return job.launch.processes, ""
-    if hardware.gpus:
-        return len(hardware.gpus), "one a GPU"
-    return 1, "one process uses all cores of a machine without a GPU"
+def choose_processes(job: Job, cluster: Cluster) -> tuple[int, str]:
+    """How many processes on these machines, and why; UserError where they have fewer GPUs, or some would have more."""
+    asked, nodes = job.launch.processes, cluster.nodes
+    gpus = len(cluster.hardware.gpus) * nodes
+    if asked == "auto":
+        return (gpus, "one a GPU") if gpus else (nodes, "one process uses all cores of a machine without a GPU")
+    if 0 < gpus < asked:
+        what = f"launch.processes={asked}, but the machine has {gpus} GPU(s) for us"
+        what = what if nodes == 1 else f"launch.processes={asked}, but the {nodes} machines have {gpus} GPU(s) for us"
+        raise UserError(what, "launch.processes", "one process a GPU at most; auto takes them all")
+    if asked % nodes:
+        near = max(asked // nodes, 1) * nodes
+        what = f"launch.processes={asked} is not a multiple of the {nodes} nodes"
+        raise UserError(what, "launch.processes", f"use {near} or {near + nodes}; auto takes one a GPU")
+    return asked, ""
 
 
 def choose_precision(asked: Literal["auto", "fp32", "bf16", "fp16"], hardware: Hardware) -> tuple[Precision, str]:

@@ -50,7 +50,7 @@ def plans(loaded: LoadedJob[GenerateJob], cluster: Cluster, model_folder: Path) 
     size = model_size(model_folder)
     if size is None:
         return []
-    first = _taken(resolve(loaded, cluster.all_gpus, model_folder), cluster, size)
+    first = _taken(resolve(loaded, cluster, model_folder), cluster, size)
     others = []
     for engine in ("transformers", "deepspeed", "zero"):
         job = loaded.job
@@ -58,7 +58,7 @@ def plans(loaded: LoadedJob[GenerateJob], cluster: Cluster, model_folder: Path) 
             continue
         try:
             made = LoadedJob(with_engine(job, engine), loaded.origins, loaded.path)
-            others.append(_taken(resolve(made, cluster.all_gpus, model_folder), cluster, size))
+            others.append(_taken(resolve(made, cluster, model_folder), cluster, size))
         except UserError:
             continue  # what cannot be is no alternative
     return [first, *sorted(others, key=lambda one: (one.total > one.room, -one.tokens_per_second))]
@@ -80,14 +80,15 @@ def _taken(loaded: LoadedJob[GenerateJob], cluster: Cluster, size: ModelSize) ->
     places = min(int(job.batch.tokens), rows * (prompt + job.generation.max_new_tokens))
     cache = places * cache_bytes(size, "fp32" if each == 4 else "bf16") / group
     where = strategy.offload.parameters if streamed else "none"
-    room = hardware.gpus[0][1] * GIB if hardware.gpus else hardware.memory_gib * GIB / processes
+    here = processes // cluster.nodes  # on each node
+    room = hardware.gpus[0][1] * GIB if hardware.gpus else hardware.memory_gib * GIB / here
     read = resident + cache / 2
     if hardware.gpus:
         gpu = cluster.gpu
         step = max(read / gpu.memory_rate, 2.0 * size.met * rows / group / (gpu.flops * EFFICIENCY))
         step = max(step, whole / (gpu.host_link * LINK_EFFICIENCY)) if where != "none" else step
     else:
-        step = max(whole / group / (HOST_RATE / 4), 2.0 * size.met * rows / (CORE_FLOPS * hardware.cores / processes))
+        step = max(whole / group / (HOST_RATE / 4), 2.0 * size.met * rows / (CORE_FLOPS * hardware.cores / here))
     step = max(step, whole / DISK_RATE) if where == "nvme" else step
     return Generation(
         loaded=loaded,

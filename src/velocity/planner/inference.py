@@ -9,7 +9,8 @@ from velocity.config.generate import GenerateJob, with_engine
 from velocity.config.job import LoadedJob
 from velocity.errors import UserError
 from velocity.planner.device import Precision, choose_precision, choose_processes, device_bytes
-from velocity.planner.hardware import GIB, Hardware
+from velocity.planner.hardware import GIB
+from velocity.planner.machines import Cluster
 from velocity.planner.size import ModelSize, model_size
 
 # Rows that grow at the same time. On a processor more are no faster (docs/guides/inference.md); a GPU's arithmetic is
@@ -29,15 +30,15 @@ class _Choice:
     why: str
 
 
-def resolve(loaded: LoadedJob[GenerateJob], hardware: Hardware, model_folder: Path) -> LoadedJob[GenerateJob]:
+def resolve(loaded: LoadedJob[GenerateJob], cluster: Cluster, model_folder: Path) -> LoadedJob[GenerateJob]:
     """The job without an `auto` that a plan decides; the origin of what was chosen reads `planner: reason`."""
-    job, size = loaded.job, model_size(model_folder)
+    job, size, hardware = loaded.job, model_size(model_folder), cluster.hardware
     if job.strategy.kernel_injection and not hardware.gpus:
         raise UserError("DeepSpeed has fused kernels for GPUs alone", "strategy.kernel_injection", "leave it out")
-    processes, why_processes = choose_processes(job, hardware)
+    processes, why_processes = choose_processes(job, cluster)
     precision, why_precision = choose_precision(job.strategy.precision, hardware)
-    choice = _engine(job, hardware, processes, precision, size)
-    rows, tokens, why_batch = _batch(job, hardware, processes, precision, size, choice)
+    choice = _engine(job, cluster, processes, precision, size)
+    rows, tokens, why_batch = _batch(job, cluster, processes, precision, size, choice)
     asked = job.strategy
     choices = {
         "launch.processes": why_processes,
@@ -59,7 +60,7 @@ def resolve(loaded: LoadedJob[GenerateJob], hardware: Hardware, model_folder: Pa
 
 
 def _engine(
-    job: GenerateJob, hardware: Hardware, processes: int, precision: Precision, size: ModelSize | None
+    job: GenerateJob, cluster: Cluster, processes: int, precision: Precision, size: ModelSize | None
 ) -> _Choice:
     asked, tensor = job.generation.engine, job.strategy.tensor
     offload = job.strategy.offload.parameters
@@ -67,22 +68,26 @@ def _engine(
         what = f"strategy.tensor={tensor} does not go with strategy.offload.parameters={offload}"
         raise UserError(what, "strategy.tensor", "weights are split or streamed; leave one of the two out")
     if asked == "zero" or offload in ("cpu", "nvme"):
-        return _zero(job, hardware, processes, precision, size)
+        return _zero(job, cluster, processes, precision, size)
     if asked == "deepspeed" or tensor not in ("auto", 1):
         group = processes if tensor == "auto" else tensor
         return _split(group, processes, f"generation.engine: {asked}, over all {processes} process(es)")
     if asked == "transformers" or size is None:
         return _Choice("transformers", 1, "none", UNKNOWN if asked == "auto" else "each rank holds a whole model")
-    weights, room = size.parameters * _bytes(precision), device_bytes(hardware, processes)
+    weights, room = size.parameters * _bytes(precision), device_bytes(cluster.hardware, processes // cluster.nodes)
     row = cache_bytes(size, precision) * (job.generation.max_new_tokens + (job.data.max_prompt_tokens or 0))
     fits = f"{weights / GIB:.1f} GiB of weights; a device has {room / GIB:.1f} GiB for us"
     if weights + row <= room:
         return _Choice("transformers", 1, "none", fits)
-    groups = [count for count in range(2, processes + 1) if processes % count == 0 and size.heads % count == 0]
+    groups = [
+        count
+        for count in range(2, processes // cluster.nodes + 1)
+        if processes % count == 0 and size.heads % count == 0
+    ]
     fitting = [count for count in groups if tensor == "auto" and (weights + row) / count <= room]
     if fitting:
         return _split(fitting[0], processes, f"{fits}: {fitting[0]} share them")
-    return replace(_zero(job, hardware, processes, precision, size), why=f"{fits}, and {processes} are too few")
+    return replace(_zero(job, cluster, processes, precision, size), why=f"{fits}, and {processes} are too few")
 
 
 def _split(group: int, processes: int, why: str) -> _Choice:
@@ -92,17 +97,15 @@ def _split(group: int, processes: int, why: str) -> _Choice:
     return _Choice("deepspeed", group, "none", why)
 
 
-def _zero(
-    job: GenerateJob, hardware: Hardware, processes: int, precision: Precision, size: ModelSize | None
-) -> _Choice:
+def _zero(job: GenerateJob, cluster: Cluster, processes: int, precision: Precision, size: ModelSize | None) -> _Choice:
     """Weights wait in host memory where that holds them, else on the fast disk that the job names."""
     offload = job.strategy.offload
     if offload.parameters != "auto":
         return _Choice("zero", 1, offload.parameters, f"weights wait where strategy.offload says: {offload.parameters}")
     weights = size.parameters * _bytes(precision) if size else 0
-    host = hardware.memory_gib * GIB * 0.8
+    host = cluster.hardware.memory_gib * GIB * 0.8
     if weights <= host:
-        where = "cpu" if hardware.gpus else "none"
+        where = "cpu" if cluster.hardware.gpus else "none"
         return _Choice("zero", 1, where, f"{weights / GIB:.1f} GiB of weights, host memory has {host / GIB:.1f} GiB")
     what = f"{weights / GIB:.1f} GiB of weights do not fit the host memory of {host / GIB:.1f} GiB"
     fix = "name a folder on a fast disk: strategy: {offload: {parameters: nvme, path: …}}"
@@ -111,19 +114,19 @@ def _zero(
 
 def _batch(  # noqa: PLR0913 - what a batch follows from
     job: GenerateJob,
-    hardware: Hardware,
+    cluster: Cluster,
     processes: int,
     precision: Precision,
     size: ModelSize | None,
     choice: _Choice,
 ) -> tuple[int, int, str]:
     """The most rows, and places in the cache, that a rank has at once."""
-    most = STREAM_ROWS if choice.engine == "zero" else GPU_ROWS if hardware.gpus else CPU_ROWS
+    most = STREAM_ROWS if choice.engine == "zero" else GPU_ROWS if cluster.hardware.gpus else CPU_ROWS
     rows = most if job.batch.rows == "auto" else job.batch.rows
     if size is None or not size.cached:
         tokens = rows * 1024 if job.batch.tokens == "auto" else job.batch.tokens
         return rows, tokens, UNKNOWN
-    room = device_bytes(hardware, processes)
+    room = device_bytes(cluster.hardware, processes // cluster.nodes)
     resident = size.parameters * _bytes(precision) / (choice.tensor if choice.engine == "deepspeed" else 1)
     if choice.engine == "zero":
         resident = 0.0 if choice.offload != "none" else resident / processes

@@ -41,16 +41,16 @@ class Plan:
         return self.candidates[0] if self.candidates else None
 
 
-def resolve(loaded: LoadedJob[TrainingJob], hardware: Hardware, model_folder: Path) -> LoadedJob[TrainingJob]:
+def resolve(loaded: LoadedJob[TrainingJob], cluster: Cluster, model_folder: Path) -> LoadedJob[TrainingJob]:
     """The job without an `auto` that a plan decides; the origin of what was chosen reads `planner: reason`."""
-    return plan_job(loaded, Cluster(hardware), model_folder).loaded
+    return plan_job(loaded, cluster, model_folder).loaded
 
 
 def plan_job(loaded: LoadedJob[TrainingJob], cluster: Cluster, model_folder: Path) -> Plan:
     """The plan of a job on these machines; UserError for what was asked for and cannot be done there."""
     job = loaded.job
     size = model_size(model_folder)
-    processes, why_processes = choose_processes(job, cluster.all_gpus)
+    processes, why_processes = choose_processes(job, cluster)
     precision, why_precision = _precision(job, cluster.hardware)
     job = _with(job, processes, precision)
     reasons = {"launch.processes": why_processes, "strategy.precision": why_precision}
@@ -68,12 +68,12 @@ def plan_job(loaded: LoadedJob[TrainingJob], cluster: Cluster, model_folder: Pat
     return Plan(_settled(loaded, chosen, reasons), setting, found, said)
 
 
-def thriftier(loaded: LoadedJob[TrainingJob], hardware: Hardware, model_folder: Path) -> LoadedJob[TrainingJob] | None:
+def thriftier(loaded: LoadedJob[TrainingJob], cluster: Cluster, model_folder: Path) -> LoadedJob[TrainingJob] | None:
     """The next plan of the job after memory ran out under the one of `resolve`: the fastest that needs a tenth less.
 
     `loaded` is the job as it was given, its `auto` included. None where it leaves nothing open that would help.
     """
-    plan = plan_job(loaded, Cluster(hardware), model_folder)
+    plan = plan_job(loaded, cluster, model_folder)
     if plan.chosen is None or plan.setting is None:
         return None
     first, setting = plan.chosen, plan.setting
@@ -91,7 +91,7 @@ def thriftier(loaded: LoadedJob[TrainingJob], hardware: Hardware, model_folder: 
     return _settled(loaded, chosen, choices)
 
 
-def roomier(loaded: LoadedJob[TrainingJob], hardware: Hardware, model_folder: Path) -> str | None:
+def roomier(loaded: LoadedJob[TrainingJob], cluster: Cluster, model_folder: Path) -> str | None:
     """What to set after memory ran out under a job without `auto`, as far as the planner knows.
 
     It looks at all that the job could leave open; None where the model's size is not known.
@@ -99,7 +99,6 @@ def roomier(loaded: LoadedJob[TrainingJob], hardware: Hardware, model_folder: Pa
     job, size = loaded.job, model_size(model_folder)
     if size is None:
         return None
-    cluster = Cluster(hardware)
     setting = Setting(size, cluster, int(job.launch.processes), calibration.read(calibration.place(job), cluster.kind))
     offload = job.strategy.offload.model_copy(update={"optimizer": "auto", "parameters": "auto"})
     left = dict.fromkeys(("zero", "recompute", "tensor", "pipeline", "sequence"), "auto") | {"offload": offload}

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from velocity.distributed.meeting import LostHost
 from velocity.errors import FULL, JobError, MemoryFull, UserError
 
-# What fails once more in the same way: said on purpose, by us, of settings, data or memory.
-FOR_GOOD = (JobError.__name__, MemoryFull.__name__, UserError.__name__)
+# What fails once more in the same way: said on purpose, by us, of settings, data or memory, or of a host that is gone.
+FOR_GOOD = (JobError.__name__, MemoryFull.__name__, UserError.__name__, LostHost.__name__)
 
 
 @dataclass(frozen=True)

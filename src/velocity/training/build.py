@@ -101,8 +101,8 @@ def _fitted(job: TrainingJob, model_folder: Path, config: dict[str, Any], mesh: 
 
 
 def clear_disk(job: TrainingJob, ranks: Ranks) -> None:
-    """Nothing of the run waits on a disk any more."""
-    if ranks.first and "nvme" in job.strategy.offload.places:
+    """Nothing of the run waits on a disk of this node any more."""
+    if ranks.local_rank == 0 and "nvme" in job.strategy.offload.places:
         shutil.rmtree(swap_folder(job), ignore_errors=True)
 
 

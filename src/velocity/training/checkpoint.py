@@ -93,7 +93,7 @@ class Checkpoints:
         files: Iterable[Pieces] = (pieces_of(flats) for flats in engine.flats())
         if self.config.background:
             files = [[(key, self._copied(key, values)) for key, values in pieces] for pieces in files]
-        self._writer = Writer(final, files, facts, self.ranks, self._board, began)
+        self._writer = Writer(final, files, facts, self.ranks, self._board, began, self._kept_with)
         self._writer.start() if self.config.background else self._writer.run()
         self._blocked_seconds = time.perf_counter() - began
         if wait:
@@ -103,7 +103,7 @@ class Checkpoints:
         """True where the folder to write into is there and empty; else the trouble is reported."""
         temporary, trouble = commit.temporary_of(final), ""
         try:
-            if self.ranks.first:
+            if self.ranks.keeps:
                 commit.discard(temporary)
             comm.wait_for_all()
             make_private(temporary)
@@ -135,9 +135,9 @@ class Checkpoints:
             newest = commit.committed(self.folder)
             behind = f"the last good one is of step {commit.step_of(newest[-1])}" if newest else "there is none yet"
             say(f"WARNING: no checkpoint of step {report.step}: {report.trouble}; the run goes on, and {behind}")
-        elif self.ranks.first:
+        elif self.ranks.keeps and not report.trouble:
             self.committed(self.folder / commit.name_of(report.step))
-            self._prune()
+            self._prune(set(report.kept))
 
     def reports(self) -> list[Report]:
         """How the saves went that have ended since the last call."""
@@ -146,14 +146,17 @@ class Checkpoints:
         reports, self._reports = self._reports, []
         return reports
 
-    def _prune(self) -> None:
+    def _prune(self, kept: set[int]) -> None:
         found = commit.committed(self.folder)
-        if not found or commit.damage(found[-1], sizes_only=True):
+        if not found or commit.damage(found[-1], sizes_only=True, elsewhere=self.ranks.private):
             return  # what is older may be the only good one
-        kept = self.kept([commit.step_of(one) for one in found])
         for old in found:
             if commit.step_of(old) not in kept:
                 commit.remove(old)
+
+    def _kept_with(self, step: int) -> list[int]:
+        """The steps of the checkpoints that are kept once there is one of this step, too."""
+        return sorted(self.kept([*map(commit.step_of, commit.committed(self.folder)), step]))
 
     def kept(self, steps: Sequence[int]) -> set[int]:
         """Of some checkpoints' steps, oldest first: the newest, those that are kept for good, and the best."""
@@ -172,7 +175,7 @@ class Checkpoints:
         it has still to reach. JobError where there are only such, or where the held
         batch's loss is another one than was saved.
         """
-        if self.ranks.first:
+        if self.ranks.keeps:
             commit.sweep(self.folder)
         listed = comm.from_first([one.name for one in commit.committed(self.folder)] if self.ranks.first else None)
         damaged: list[Path] = []
@@ -183,7 +186,7 @@ class Checkpoints:
                     say(f"WARNING: {folder} is not whole: {why}; the one before is taken")
                 continue
             state = self._load(engine, folder)
-            if self.ranks.first:
+            if self.ranks.keeps:
                 for one in damaged:
                     commit.remove(one)
             return state
@@ -193,10 +196,9 @@ class Checkpoints:
         return TrainState()
 
     def _damage(self, folder: Path) -> str | None:
-        """What is wrong with a checkpoint; the ranks look at its files in turn."""
+        """What is wrong with a checkpoint; the ranks of a disk look at its files in turn."""
         try:
-            ours = sorted(commit.manifest_of(folder))[self.ranks.rank :: self.ranks.world_size]
-            why = commit.damage(folder, ours)
+            why = commit.damage(folder, self.ranks.share(sorted(commit.manifest_of(folder))))
         except (OSError, ValueError) as error:
             why = str(error)
         return next(filter(None, comm.gather(why)), None)

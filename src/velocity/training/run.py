@@ -99,11 +99,11 @@ def _scores(run: RunFolder, job: TrainingJob) -> dict[int, float]:
 @contextmanager
 def _mirrored(run: RunFolder, job: TrainingJob, checkpoints: Checkpoints) -> Iterator[None]:
     """Checkpoints go to the job's mirror; at the end, which all ranks await, there is time for what is on its way."""
-    url, first = job.checkpoint.mirror, checkpoints.ranks.first
+    url, ranks = job.checkpoint.mirror, checkpoints.ranks
     if url is None:
         yield
         return
-    mirror = Mirror(url, run.path, first=True, kept=checkpoints.kept) if first else None
+    mirror = Mirror(url, run.path, first=ranks.first, kept=checkpoints.kept) if ranks.keeps else None
     if mirror is not None:
         checkpoints.committed = mirror.offer
     patience_seconds = 0.0  # of a run that fails

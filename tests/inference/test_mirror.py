@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.generating import write_generate_job
-from velocity.checkpoints import restore
+from velocity.checkpoints import restore, results
 from velocity.checkpoints.mirror import RESULT
 from velocity.checkpoints.store import open_store
 from velocity.config.load import load_job
 from velocity.config.resolved import render
-from velocity.errors import UserError
+from velocity.errors import JobError, UserError
 from velocity.inference import mirror as module
 from velocity.inference.mirror import ShardMirror, has_result, send_result
 
@@ -79,7 +79,7 @@ def test_a_complete_run_has_its_completions_there_in_place_of_shards(tmp_path: P
     assert has_result(url)
     assert open_store(url).names("shards") == []
     fetched = tmp_path / "elsewhere" / "run"
-    assert restore.fetch_result(url, fetched)
+    assert results.fetch_result(url, fetched)
     assert (fetched / "completions.jsonl").read_text() == "all rows\n"
     assert json.loads((fetched / "status.json").read_text())["state"] == "complete"
 
@@ -87,20 +87,21 @@ def test_a_complete_run_has_its_completions_there_in_place_of_shards(tmp_path: P
 def test_there_is_no_result_before_the_run_is_complete(tmp_path: Path):
     run, url = a_run(tmp_path, "run", 1), str(tmp_path / "mirror")
     assert sent(run, url, 1)
-    assert not restore.fetch_result(url, tmp_path / "elsewhere")
+    assert not results.fetch_result(url, tmp_path / "elsewhere")
 
 
-def test_a_result_that_was_altered_or_leads_out_of_the_folder_is_refused(tmp_path: Path):
+def test_a_result_that_was_altered_or_is_not_all_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run, url = a_run(tmp_path, "run"), tmp_path / "mirror"
     (run / "completions.jsonl").write_text("all rows\n")
     (run / "status.json").write_text(json.dumps({"state": "complete", "inputs": "a"}))
     send_result(str(url), run)
     (url / "run" / "completions.jsonl").write_text("no rows!\n")
-    with pytest.raises(UserError, match="completions.jsonl has changed"):
-        restore.fetch_result(str(url), tmp_path / "elsewhere")
+    monkeypatch.setattr(results, "PAUSE_SECONDS", 0.0)
+    with pytest.raises(JobError, match="completions.jsonl has changed"):
+        results.fetch_result(str(url), tmp_path / "elsewhere")
     open_store(str(url)).write(RESULT, json.dumps({"../out": {"size": 1, "sha256": "0"}}).encode())
-    with pytest.raises(UserError, match=r"\.\./out"):
-        restore.fetch_result(str(url), tmp_path / "elsewhere")
+    with pytest.raises(JobError, match=r"the mirror has lost \.\./out"):
+        results.fetch_result(str(url), tmp_path / "elsewhere")
 
 
 def test_where_the_mirror_does_not_answer_the_job_goes_on_and_it_is_said(

@@ -108,7 +108,7 @@ def test_nothing_is_told_as_nothing(store: Store, tmp_path: Path):
 def test_a_file_that_changed_at_the_mirror_is_told(
     store: Store, tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("velocity.launch.fetch.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("velocity.checkpoints.results.PAUSE_SECONDS", 0.0)
     send_records(store, finished(tmp_path / "there").path)
     store.write("run/model/model.safetensors", content)
     with pytest.raises(JobError, match=r"model/model\.safetensors does not come as it was sent"):

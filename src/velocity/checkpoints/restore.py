@@ -93,31 +93,6 @@ def restore(url: str, run_folder: Path, *, have: int | None = None) -> int | Non
     return None
 
 
-def fetch_result(url: str, run_folder: Path) -> bool:
-    """The result of a complete run and its records lie in the folder, whole; False where the mirror has none yet.
-
-    UserError where the mirror cannot be read, or what lies there is not what was put there.
-    """
-    try:
-        store = _patiently(lambda: open_store(url))
-        listed = _patiently(lambda: store.read(RESULT))
-        if listed is None:
-            return False
-        entries = {name: Entry(**facts) for name, facts in json.loads(listed).items()}
-        make_private(run_folder)
-        for name, entry in entries.items():
-            _inside(name)
-            _patiently(lambda name=name, entry=entry: store.fetch(f"run/{name}", run_folder / name, entry))  # type: ignore[misc]
-        _patiently(lambda: _fetch_records(store, run_folder))
-    except UserError:
-        raise
-    except Exception as error:  # every store has errors of its own
-        if _is_full(error):
-            raise
-        raise _unreadable(url, error) from None
-    return True
-
-
 def fetch_shards(url: str, run_folder: Path) -> int:
     """The finished rows of the job that lie at the mirror, and not here, are fetched; how many files those are.
 

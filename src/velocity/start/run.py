@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from velocity.checkpoints.restore import fetch_result
+from velocity.checkpoints.results import fetch_result
 from velocity.config.base import Mark
 from velocity.config.job import placed
 from velocity.config.load import job_of

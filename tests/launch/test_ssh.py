@@ -92,7 +92,7 @@ def test_a_folder_begins_at_the_root_or_at_home(folder: str | None, there: str):
     [
         ({}, "needs either hosts or hostfile"),
         ({"hosts": ["a"], "hostfile": "x"}, "needs either hosts or hostfile"),
-        ({"hostfile": "none"}, "launch.hostfile cannot be read"),
+        ({"hostfile": "none"}, "hostfile cannot be read"),
         ({"hosts": ["a", "bob@a"]}, "the host a is named twice"),
         ({"hosts": ["-oProxyCommand=x"]}, "is no name of a host"),
         ({"hosts": ["a b"]}, "is no name of a host"),

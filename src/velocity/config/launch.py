@@ -91,13 +91,13 @@ class SshConfig(LaunchConfig):
     @model_validator(mode="after")
     def _names_hosts(self) -> SshConfig:
         if bool(self.hosts) == (self.hostfile is not None):
-            raise ValueError("launch: kind ssh needs either hosts or hostfile; e.g. hosts: [gpu-1, gpu-2]")
+            raise ValueError("kind ssh needs either hosts or hostfile; e.g. hosts: [gpu-1, gpu-2]")
         try:
             names = self.names
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"launch.hostfile cannot be read: {error}; give a file with a host a line") from None
+            raise ValueError(f"hostfile cannot be read: {error}; give a file with a host a line") from None
         if not names:
-            raise ValueError("launch.hostfile names no host; give a file with a host a line")
+            raise ValueError("hostfile names no host; give a file with a host a line")
         addresses = [name.rpartition("@")[2] for name in names]
         if twice := sorted({name for name in addresses if addresses.count(name) > 1}):
             raise ValueError(f"the host {twice[0]} is named twice; ranks of one host share one node")
@@ -148,7 +148,7 @@ class CloudConfig(NodesConfig):
     @model_validator(mode="after")
     def _names_variables(self) -> CloudConfig:
         if wrong := [name for name in self.environment if not VARIABLE.fullmatch(name)]:
-            raise ValueError(f"launch.environment: {wrong[0]!r} is no name of a variable; e.g. NCCL_DEBUG")
+            raise ValueError(f"environment: {wrong[0]!r} is no name of a variable; e.g. NCCL_DEBUG")
         return self
 
 
@@ -191,36 +191,36 @@ class SageMakerConfig(CloudConfig):
     @model_validator(mode="after")
     def _spot_waits(self) -> SageMakerConfig:
         if self.max_wait_hours is not None and not self.spot:
-            raise ValueError("launch.max_wait_hours is of spot capacity; set launch.spot, or leave it out")
+            raise ValueError("max_wait_hours is of spot capacity; set launch.spot, or leave it out")
         if self.spot and self.wait_hours < self.max_hours:
-            what = f"launch.max_wait_hours={self.max_wait_hours:g} is less than max_hours={self.max_hours:g}"
+            what = f"max_wait_hours={self.max_wait_hours:g} is less than max_hours={self.max_hours:g}"
             raise ValueError(f"{what}; it counts waiting and running together")
         if self.spot and self.warm_pool_minutes is not None:
-            raise ValueError("launch.warm_pool_minutes does not go with spot; leave one of them out")
+            raise ValueError("warm_pool_minutes does not go with spot; leave one of them out")
         return self
 
     @model_validator(mode="after")
     def _network_is_whole(self) -> SageMakerConfig:
         if bool(self.subnets) != bool(self.security_groups):
             given, lacks = ("subnets", "security_groups") if self.subnets else ("security_groups", "subnets")
-            raise ValueError(f"launch.{given} go with {lacks}; give both, or neither")
+            raise ValueError(f"{given} go with {lacks}; give both, or neither")
         if self.isolated and self.nodes > 1:
-            what = "launch.isolated goes with nodes: 1: nodes exchange their checkpoints through S3"
+            what = "isolated goes with nodes: 1: nodes exchange their checkpoints through S3"
             raise ValueError(f"{what}; use subnets without a way to the internet")
         if self.isolated and self.secrets:
-            raise ValueError("launch.isolated does not go with secrets: the Secrets Manager is not reached; leave one")
+            raise ValueError("isolated does not go with secrets: the Secrets Manager is not reached; leave one")
         return self
 
     @model_validator(mode="after")
     def _secrets_are_named_by_arn(self) -> SageMakerConfig:
         for name, arn in self.secrets.items():
             if not VARIABLE.fullmatch(name):
-                raise ValueError(f"launch.secrets: {name!r} is no name of a variable; e.g. HF_TOKEN")
+                raise ValueError(f"secrets: {name!r} is no name of a variable; e.g. HF_TOKEN")
             if not SECRET_ARN.fullmatch(arn):
                 # the value is not shown: it may be the secret itself
-                raise ValueError(f"launch.secrets: {name} is no ARN of a secret; arn:aws:secretsmanager:REGION:…")
+                raise ValueError(f"secrets: {name} is no ARN of a secret; arn:aws:secretsmanager:REGION:…")
             if name in self.environment:
-                raise ValueError(f"launch.secrets: {name} stands in launch.environment, too; leave one of them out")
+                raise ValueError(f"secrets: {name} stands in launch.environment, too; leave one of them out")
         return self
 
 

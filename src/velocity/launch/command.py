@@ -123,6 +123,9 @@ def print_listed(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    if not rows:
+        say("nothing was submitted from this folder")
+        return
     table = Table("name", "target", "state", "since", "id", box=None, header_style="bold")
     for row in rows:
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["submitted"]))

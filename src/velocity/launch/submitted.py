@@ -62,8 +62,9 @@ def find(name: str) -> Submitted:
     exact = [one for one in known if name in (one.name, one.id)]
     matching = exact or [one for one in known if one.name.startswith(name)]
     if not matching:
-        names = ", ".join(one.name for one in known[-3:]) or "and nothing was submitted from this folder"
-        raise UserError(f"no job named {name} was submitted from here", str(JOBS), f"one of: {names}")
+        names = ", ".join(one.name for one in known[-3:])
+        fix = f"one of: {names}" if names else "nothing was submitted from this folder; go to where it was"
+        raise UserError(f"no job named {name} was submitted from here", str(JOBS), fix)
     return matching[-1]
 
 

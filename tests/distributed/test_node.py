@@ -127,3 +127,13 @@ def test_a_signal_that_asks_to_stop_reaches_every_worker_once_and_all_have_the_t
 @pytest.mark.parametrize("wish", WISHES)
 def test_no_process_is_left(runs: Runs, wish: str):
     assert runs[wish].result().left == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a machine another name")
+def test_a_machine_whose_own_name_has_no_address_runs_its_workers(tmp_path: Path):
+    (tmp_path / "worker.py").write_text("")
+    node = [sys.executable, "-m", "velocity.distributed.node", "1", str(tmp_path / "failures"), "worker"]
+    renamed = ["unshare", "--uts", "sh", "-c", 'hostname no-such-machine.invalid && exec "$@"', "sh", *node]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(renamed, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

@@ -47,7 +47,8 @@ class Agent:
     @property
     def config(self) -> LaunchConfig:
         """The same for torchrun."""
-        where: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+        # not the machine's own name, which need not have an address: in a container it often has none
+        where: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost"}
         if self.nodes > 1:
             timeouts = {"rank": self.index, "timeout": MEET_SECONDS}
             where = {"rdzv_backend": "static", "rdzv_endpoint": self.address, "rdzv_configs": timeouts}

@@ -66,6 +66,7 @@ def test_peft_reloads_the_adapter_and_export_gives_the_same_logits(trained: Path
     assert again.returncode == 2 and "is not empty" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_from_an_adapters_run_and_a_longer_one_is_merged_anew(trained: Path) -> None:
     job = write_job(trained / "next.yaml", model=str(trained / "run"), output=str(trained / "next"))
     done = velocity("run", job)
@@ -83,6 +84,7 @@ def test_an_adapter_where_nothing_fits_is_refused_before_a_step(trained: Path) -
     assert "adapter.targets" in done.stderr and "q_proj" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_adapter_beside_quantised_weights_trains_and_merges_into_the_whole_ones(trained: Path) -> None:
     job = write_job(
         trained / "quantised.yaml", adapter={"rank": 2, "bits": 4}, output=str(trained / "quantised"),

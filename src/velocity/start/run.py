@@ -123,9 +123,8 @@ def _attempts(start: Start, crew: Crew) -> bool:
         if after == "done":
             return ended.asked
         if after == "thriftier":
-            thriftier = _thriftier(start)
-            assert thriftier is not None, "the first node has one"
-            settled = _as_the_first(thriftier, crew)
+            # the first node has one; where our calibration finds none, its job replaces ours all the same
+            settled = _as_the_first(_thriftier(start) or start.resolved, crew)
             start, thriftier_next = replace(start, resolved=settled, asked=settled), False
 
 

@@ -49,7 +49,7 @@ def velocity(job_file: Path, *, engine: str) -> Completed:
     from velocity.config.load import load_job
     from velocity.distributed import comm
     from velocity.distributed.ds_config import inference_config
-    from velocity.inference.build import build_decoder, build_engine
+    from velocity.inference.build import build_decoder, build_engine, longest_row
     from velocity.inference.request import Request
     from velocity.inference.setup import prepare_inputs
     from velocity.inference.text import Spoken
@@ -62,13 +62,14 @@ def velocity(job_file: Path, *, engine: str) -> Completed:
     ranks = comm.from_environment()
     if engine != "transformers":
         comm.start(ranks)
-    built = build_engine(job, folder, inference_config(job, 1), ranks, prompts)
+    longest = longest_row(job, prompts.lengths)
+    built = build_engine(job, folder, inference_config(job, 1), ranks, longest)
     spoken = Spoken(_tokenizer(folder), job.generation, folder)
     order = sorted(range(len(prompts)), key=lambda row: -prompts.lengths[row])
     requests = [Request(row, 0, prompts.ids(row)) for row in order]
 
     def complete(some: list[Request]) -> dict[int, list[int]]:
-        decoder = build_decoder(job, built, spoken, prompts)
+        decoder = build_decoder(job, built, spoken, longest, prompts.shared)
         return {request.row: done.ids for request, done in decoder.run(_Queue(some), _Nobody())}
 
     complete(requests[:WARM_ROWS])

@@ -16,15 +16,18 @@ from pydantic_core import PydanticUndefined
 
 from velocity.config import combinations
 from velocity.config.base import Config
+from velocity.config.evaluate import EvaluateJob
 from velocity.config.generate import GenerateJob
 from velocity.config.job import Job
 from velocity.config.load import FAMILIES, TASKS
 from velocity.config.training import DECIDED, TrainingJob
 
 PAGES = tuple(Path(__file__).parent / "guides" / name for name in ("job-file.md", "strategies.md"))
+OTHERS: dict[str, type[Job]] = {"generate": GenerateJob, "evaluate": EvaluateJob}  # tasks with tables of their own
 BLOCK = re.compile(r"(<!-- (options|decided|free|clashes|limits) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 # For fields without a description of their own.
 MEANINGS = {
+    "data.eval.kind": "what is measured; the tables below have the options of each",
     "seed": "decides the order of the data, dropout, and which tokens are sampled",
     "tracking": "where the numbers go besides metrics.jsonl",
     "adapter.kind": "LoRA (arXiv 2106.09685), rank-stabilised LoRA (2312.03732) or DoRA (2402.09353)",
@@ -56,7 +59,7 @@ WORDS = {int: "whole number", float: "number", str: "text", bool: "`true`, `fals
 class Option:
     """One option; `names` are all places where it stands, `variant` what it belongs to where a section has several.
 
-    `task` is the only one whose jobs have it; empty where it is one of training, or of every job.
+    `task` is the first one whose jobs have it; empty where it is one of training, or of every job.
     """
 
     names: tuple[str, ...]
@@ -86,9 +89,17 @@ class Option:
 
 
 def options() -> list[Option]:
-    """Every option of a job file, in the order of the models; what a generate job has like any other stands once."""
-    training = family_options(TrainingJob)
-    return training + [replace(one, task="generate") for one in family_options(GenerateJob) if one not in training]
+    """Every option of a job file, in the order of the models; what a task has like an earlier one stands once."""
+    own = (
+        replace(one, task=task) for task in OTHERS for one in family_options(OTHERS[task]) if one not in before(task)
+    )
+    return [*family_options(TrainingJob), *own]
+
+
+def before(task: str) -> list[Option]:
+    """The options that stand above those of the task."""
+    families = list(OTHERS.values())[: list(OTHERS).index(task)]
+    return [option for family in (TrainingJob, *families) for option in family_options(family)]
 
 
 def family_options(family: type[Job]) -> list[Option]:
@@ -194,24 +205,24 @@ def tables() -> str:
     """One table a section of the job file, or a kind of it."""
     rows: dict[str, str] = {}
     for option in options():
-        heading = option.heading + (_like_training(option.section) if option.task else "")
+        heading = option.heading + (_as_above(option.section, option.task) if option.task else "")
         rows[heading] = rows.get(heading, "") + option.row()
     head = "| option | values | default | meaning |\n|---|---|---|---|\n"
     return "\n".join(f"{heading}{head}{lines}" for heading, lines in rows.items())
 
 
-def _like_training(section: str) -> str:
-    """What the section of a generate job has as it stands in another table; sections that are all alike, at the top.
+def _as_above(section: str, task: str) -> str:
+    """What the section of a task has as it stands in another table; sections that are all alike, at the top.
 
     Of a section that is shorter than the other jobs' its options are named there.
     """
-    training, generate = family_options(TrainingJob), family_options(GenerateJob)
-    alike = [one for one in generate if one in training]
+    earlier, ours = before(task), family_options(OTHERS[task])
+    alike = [one for one in ours if one in earlier]
     names = [one.names[0] for one in alike if one.section == section]
     if not section:
-        own = {one.section for one in generate if one not in training}
+        own = {one.section for one in ours if one not in earlier}
         shared = [one for one in alike if one.section and one.section not in own]
-        whole = {one.section for one in shared} - {one.section for one in training if one not in generate}
+        whole = {one.section for one in shared} - {one.section for one in earlier if one not in ours}
         names += dict.fromkeys(one.section if one.section in whole else one.names[0] for one in shared)
     return f"{_listed(names, 'and')} as above, and:\n\n" if names else ""
 

@@ -19,13 +19,14 @@ import yaml
 from torch import Tensor
 
 from tests.making import generate_data, tiny_config, tiny_model, tiny_model_folder, tiny_tokenizer, write_jsonl
-from velocity.config.generate import GenerateJob, GenerationConfig
+from velocity.config.generate import GenerateJob
+from velocity.config.inference import GenerationConfig
 from velocity.config.job import LoadedJob
 from velocity.config.load import load_job
 from velocity.data.tokenizer import load_tokenizer
 from velocity.distributed.comm import Ranks
 from velocity.distributed.ds_config import inference_config
-from velocity.inference.build import build_decoder, build_engine
+from velocity.inference.build import build_decoder, build_engine, longest_row
 from velocity.inference.engine import Engine, Step
 from velocity.inference.hf_engine import TransformersEngine
 from velocity.inference.ledger import order_of
@@ -284,14 +285,16 @@ def answered_on(ranks: Ranks, path: Path, overrides: Sequence[str]) -> list[tupl
     """
     job = planned(path, f"launch.processes={ranks.world_size}", *overrides).job
     prompts, folder = inputs_of(job).prompts, Path(job.model.path)
-    engine = build_engine(job, folder, inference_config(job, ranks.world_size), ranks, prompts)
+    longest = longest_row(job, prompts.lengths)
+    engine = build_engine(job, folder, inference_config(job, ranks.world_size), ranks, longest)
     spoken = Spoken(load_tokenizer(folder), job.generation, folder)
     shared = job.generation.engine == "deepspeed" or ranks.world_size == 1
     rows = [row for row in order_of(prompts.lengths).tolist() if shared or (row % 5 == 0) == ranks.first]
     requests = [request for row in rows for request in Speaker(job, prompts, spoken).requests_of(row)]
+    decoder = build_decoder(job, engine, spoken, longest, prompts.shared)
     found = [
         (request.row, request.sample, done.ids, done.logps)
-        for request, done in build_decoder(job, engine, spoken, prompts).run(Asked(requests), Watching())
+        for request, done in decoder.run(Asked(requests), Watching())
     ]
     engine.close()
     return found

@@ -17,11 +17,11 @@ import pytest
 from botocore.validate import ParamValidator
 
 from tests.laboratory import laboratory
-from tests.launch.sagemaker_account import ACCOUNT, REGION, Account, account
+from tests.sagemaker_account import ACCOUNT, REGION, Account, account
 from tests.sagemaker_simulator import Hosts, Stream, TrainingJob, hosts_of
 from velocity.errors import UserError
-from velocity.launch.aws.logs import GROUP
-from velocity.launch.aws.validate import check_request
+from velocity.launch.sagemaker.logs import GROUP
+from velocity.launch.sagemaker.validate import check_request
 
 PAGE = 100  # events, so that tests turn pages
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.laboratory import Laboratory
-from tests.launch.sagemaker_account import ACCOUNT, MOTO_SIGNED, REGION, Account
+from tests.sagemaker_account import ACCOUNT, MOTO_SIGNED, REGION, Account
 from velocity.process import end_all
 
 STOP_SECONDS = 120.0  # from SIGTERM to SIGKILL

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from velocity.secrets import MASK, found_in, is_secret_name, scrub
+from velocity.secrets import MASK, found_in, is_secret_name, scrub, shaped_in
 
 TOKEN = 'Zq7/x+"9\\kü=R2vb'  # with all that JSON, Python and addresses write otherwise
 
@@ -140,3 +140,14 @@ def test_a_long_text_is_scrubbed_in_little_time(monkeypatch: pytest.MonkeyPatch)
     started = time.process_time()
     assert scrub(text) == text
     assert time.process_time() - started < len(text) / 1e6, "a second for a megabyte; 0.06 were measured"
+
+
+def test_shapes_of_secrets_are_told_with_what_they_hide_whatever_the_environment_holds(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MY_TOKEN", "correct-horse-battery")
+    token = "hf_" + "a1B2" * 8
+    text = f"get https://me:pa55word@host/x?sig=abc with {token}, correct-horse-battery"
+    assert list(shaped_in(text)) == [
+        ("a user and password in an address", "me:pa55word"),
+        ("credentials in an address", "abc"),
+        ("a token", token),
+    ]

@@ -125,7 +125,8 @@ def _technique_questions(
     yield Question("which", f"Which ATT&CK technique is this? {what}", "This is", f"{me}: {name}.")
     if tactics:
         ask = f"Which tactics does the ATT&CK technique {me} ({name}) serve?"
-        yield Question("tactic", ask, f"Adversaries use {me} ({name}) for", f"{listed(tactics)}.", common=True)
+        opening, served = f"Adversaries use {me} ({name}) for", tuple(tactics)
+        yield Question("tactic", ask, opening, f"{listed(tactics)}.", items=served, common=True)
     if mitigations:
         ask = variant(me, "mitigation", f"How do defenders mitigate {me} ({name})?", f"What mitigates {me} ({name})?")
         tell = f"{listed(mitigations)}."

@@ -41,8 +41,8 @@ class Batch:
     `labels_BS[b, s]` is the token that follows `input_ids_BS[b, s]` in its sequence, or -100 where nothing is trained
     on. `position_ids_BS` restart with each sequence. `lengths_B` holds the lengths of each row's sequences; behind
     their sum a row is padding, which no policy computes. `shared_B` is empty, or holds for each of those sequences how
-    many of the tokens at the beginning of the one before it see, too: a second answer goes on from the first one's
-    prompt.
+    many tokens it sees, too, at the beginning of the latest one before it that shares nothing: further answers go on
+    from the first one's prompt.
     """
 
     input_ids_BS: Tensor

@@ -187,6 +187,11 @@ def _stop(_: int) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _leave(_: int) -> NoReturn:
+    """Whoever waits for something else than a run just ends."""
+    raise KeyboardInterrupt
+
+
 def _stop_at_once(_: int) -> NoReturn:
     try:
         say("error: stopped at once, before the first step\n  fix:   run the same command to go on")
@@ -199,12 +204,11 @@ def check(jobs: Jobs, processes: Processes = None, as_json: AsJson = False) -> N
     """Say everything that can be known without loading weights: settings, data, masks."""
     loaded_jobs = _load(jobs, processes)  # first: a wrong job file is refused before torch is imported
     from velocity.config.job import placed
-    from velocity.inference import check as of_prompts
+    from velocity.start.families import family_of
     from velocity.start.resolve import resolve_ahead, with_earlier
-    from velocity.training import check as of_data
 
     for resolved, model_folder in map(resolve_ahead, with_earlier(loaded_jobs)):
-        of: Any = of_prompts if resolved.job.task == "generate" else of_data
+        of = family_of(resolved.job).check
         with placed(resolved.origins):
             found = of.check_job(resolved, model_folder, progress_line())
         if as_json:
@@ -242,18 +246,54 @@ def plan(  # noqa: PLR0913, PLR0917 - its options
 
 
 @app.command()
-def show(folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")], as_json: AsJson = False) -> None:
-    """Say what a run did."""
-    from velocity.inference import show as of_rows
-    from velocity.runs.opened import open_run
-    from velocity.training import show as of_steps
+def show(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN... [FILE.html]", help="run folders; with --html a file")],
+    as_json: AsJson = False,
+    html: Annotated[bool, typer.Option("--html", help="as a page: FILE.html, or report.html in the run")] = False,
+) -> None:
+    """Say what a run did, and how evaluations differ; with --html as a page, of several runs side by side."""
+    if html:
+        from velocity.evaluation.compare import comparisons
+        from velocity.report.write import write_named
 
-    of: Any = of_rows if open_run(folder)[1].task == "generate" else of_steps
+        print(write_named(runs, comparisons))
+        return
+    for folder in runs:
+        _show(folder, as_json=as_json)
+    if len(runs) > 1:
+        from velocity.evaluation.compare import comparisons
+        from velocity.evaluation.show import print_compared
+
+        for compared in comparisons(runs):
+            print(json.dumps(compared)) if as_json else print_compared(compared)
+
+
+def _show(folder: Path, *, as_json: bool) -> None:
+    from importlib import import_module
+
+    from velocity.runs.opened import open_run
+
+    # not by the families: those import torch, and a run is shown without it
+    part = {"generate": "inference", "evaluate": "evaluation"}.get(open_run(folder)[1].task, "training")
+    of = import_module(f"velocity.{part}.show")
     summary = of.summarise(folder)
     if as_json:
         print(json.dumps(summary))
     else:
         of.print_summary(summary)
+
+
+@app.command()
+def watch(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run folder, or the address of its mirror")],
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free")] = 8787,
+    host: Annotated[str, typer.Option("--host", help="another than this machine alone: with a token")] = "127.0.0.1",
+) -> None:
+    """Serve the page of a run while it goes on, for a browser on this machine."""
+    hear_stops(_leave)
+    from velocity.report import serve
+
+    serve.watch(run, host, port)
 
 
 @app.command()

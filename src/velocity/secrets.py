@@ -70,6 +70,12 @@ def found_in(text: str) -> str | None:
     return next((words for words, shape in _SHAPES.items() if shape.search(text)), None)
 
 
+def shaped_in(text: str) -> Iterator[tuple[str, str]]:
+    """What in the text has the shape of a secret, whatever the environment holds: what it is, and the secret."""
+    for words, shape in _SHAPES.items():
+        yield from ((words, found[0].removeprefix(found["kept"])) for found in shape.finditer(text))
+
+
 def _known() -> dict[str, str]:
     """The secrets of the environment, each with the variable that holds it."""
     return {value: name for name, held in os.environ.items() for value in _secrets_of(name, held)}

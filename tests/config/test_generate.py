@@ -11,7 +11,8 @@ import yaml
 from tests.generating import job_values, planned, question_folder, write_generate_job
 from tests.making import generate_data
 from velocity.config.base import Mark
-from velocity.config.generate import GenerateJob, with_engine
+from velocity.config.generate import GenerateJob
+from velocity.config.inference import with_engine
 from velocity.config.job import LoadedJob
 from velocity.config.load import job_of, load_job, option_names, read_resolved
 from velocity.config.resolved import differences, render

@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 from tests.docs.pages import ROOT, code, is_whole, job_blocks, pages, read, spans
+from tests.evaluating import job_values as evaluate_data
 from tests.making import generate_data, job_data
 from velocity.cli import app
 from velocity.config.generate import GenerateJob
@@ -100,14 +102,21 @@ def completed(block: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A block that is a whole job; or a small job with its sections in place of, or merged into, its own."""
     if is_whole(block):
         return block
-    generates = block.get("task") == "generate" or any(key.startswith(GENERATES) for key in flatten(block))
-    job = copy.deepcopy(generate_data(folder) if generates else job_data(folder))
+    job = copy.deepcopy(like(block)(folder))
     for name, section in block.items():
         if isinstance(section, dict) and isinstance(job.get(name), dict) and name not in ONE_OF_SEVERAL:
             job[name] |= section
         else:
             job[name] = section
     return job
+
+
+def like(block: dict[str, Any]) -> Callable[[Path], dict[str, Any]]:
+    """What makes a small job of the task that the block belongs to."""
+    if block.get("task") == "evaluate" or {"retrieval", "benchmarks"} & set(block) or "kind" in str(block.get("data")):
+        return evaluate_data
+    generates = block.get("task") == "generate" or any(key.startswith(GENERATES) for key in flatten(block))
+    return generate_data if generates else job_data
 
 
 def commands_with_overrides(page: str) -> list[list[str]]:
@@ -167,7 +176,8 @@ def test_every_option_of_a_generate_job_stands_in_its_own_tables_or_is_named_abo
 def test_the_keys_that_may_differ_are_those_of_each_class_of_jobs():
     lists = writer().free().split("With task ")[1:]
     assert [set(re.findall(r"^- `(.+)`$", text, re.MULTILINE)) for text in lists] == [set(one.FREE) for one in FAMILIES]
-    assert [text.splitlines()[0] for text in lists] == ["`pretrain`, `sft` or `preference`:", "`generate`:"]
+    headings = ["`pretrain`, `sft` or `preference`:", "`generate`:", "`evaluate`:"]
+    assert [text.splitlines()[0] for text in lists] == headings
 
 
 @pytest.mark.parametrize("page", WITH_JOBS)

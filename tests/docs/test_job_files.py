@@ -13,6 +13,7 @@ from velocity.config.job import LoadedJob, flatten
 from velocity.config.launch import TARGETS
 from velocity.config.load import TASKS, load_job, read_resolved
 from velocity.config.resolved import render
+from velocity.config.training import TrainingJob
 from velocity.distributed.ds_config import deepspeed_config
 from velocity.launch import command
 from velocity.planner.hardware import Hardware
@@ -21,7 +22,7 @@ from velocity.start.families import family_of
 
 FILES = sorted([*ROOT.glob("jobs/**/*.y*ml"), *ROOT.glob("examples/**/*.y*ml")])
 NAMES = [file.relative_to(ROOT).as_posix() for file in FILES]
-TRAINING = [name for name in NAMES if "task: generate" not in (ROOT / name).read_text("utf-8")]
+TRAINING = [name for name in NAMES if isinstance(load_job(ROOT / name).job, TrainingJob)]
 LAPTOP = Hardware(cores=8, memory_gib=16.0, cpu_bf16=False)
 GPUS = Hardware(cores=96, memory_gib=1024.0, cpu_bf16=True, gpus=(("NVIDIA H100 80GB HBM3", 79.6, 9.0),) * 8)
 # `auto` is what the model loader is told: it takes the same attention on every machine.

@@ -143,7 +143,7 @@ def test_a_run_leaves_what_the_design_names_and_nothing_else(chain: Path) -> Non
     names = {path.name for path in (chain / "run").iterdir()}
     assert names == {
         "job.yaml", "deepspeed.json", "plan.json", "environment.json", "metrics.jsonl", "status.json", "log.txt",
-        "completions.jsonl",
+        "completions.jsonl", "report.html",
     }  # fmt: skip
     environment = json.loads((chain / "run" / "environment.json").read_text())
     assert environment["world_size"] == 1

@@ -49,6 +49,7 @@ def test_a_run_leaves_what_the_design_names(trained: Path) -> None:
         "metrics.jsonl",
         "checkpoints",
         "model",
+        "report.html",
         "log.txt",
     } <= names
     fields = {"step", "loss", "tokens", "learning_rate", "grad_norm", "tokens_per_second", "seconds", "memory_gib"}

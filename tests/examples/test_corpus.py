@@ -14,7 +14,9 @@ from entities import Entity, split_of
 from overlap import Keep
 
 PREFERENCES = ("preferences_train", "preferences_seen", "preferences_unseen")
-FILES = ("train", "unseen", "general", "general_replay", "chats", "chats_unseen", *PREFERENCES)
+CHOICES = ("choices_train", "choices_seen", "choices_unseen")
+TEXTS = ("train", "unseen", "general", "general_replay", "chats", "chats_unseen")
+FILES = (*TEXTS, *CHOICES, "choices_train_chats", *PREFERENCES)
 
 
 def read(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -104,8 +106,26 @@ def test_a_preference_is_about_an_entity_of_its_files_split(built: Path) -> None
         assert all(record["chosen"] != record["rejected"] for record in records)
 
 
+def test_a_question_with_options_is_about_an_entity_of_its_files_split(built: Path) -> None:
+    for name in CHOICES:
+        records = read(built, name)
+        assert records
+        assert {split_of(record["id"].partition("/")[0]) for record in records} == {name.removeprefix("choices_")}
+        assert all(list(record) == ["id", "prompt", "choices", "answer"] for record in records)
+        assert all(len(set(record["choices"])) == 4 for record in records)
+        assert len({record["id"] for record in records}) == len(records)
+
+
+def test_no_question_about_a_seen_or_unseen_entity_is_trained_on(built: Path) -> None:
+    taught = {turn["content"] for chat in read(built, "choices_train_chats") for turn in chat["messages"]}
+    assert taught
+    for name in ("choices_seen", "choices_unseen"):
+        assert not taught & {record["prompt"] for record in read(built, name)}
+
+
+@pytest.mark.parametrize("maker", ["preferences", "choices"])
 def test_siblings_are_of_the_train_split_in_training_and_never_unseen_outside_the_unseen_file(
-    wheels: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wheels: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maker: str
 ) -> None:
     given: list[tuple[set[str], set[str]]] = []
 
@@ -113,9 +133,9 @@ def test_siblings_are_of_the_train_split_in_training_and_never_unseen_outside_th
         given.append(({split_of(entity.id) for entity in asked}, {split_of(entity.id) for entity in others}))
         return iter(())
 
-    monkeypatch.setattr(corpus, "preferences", note)
+    monkeypatch.setattr(corpus, maker, note)
     corpus.build(wheels, tmp_path / "corpus")
-    assert given == [
+    assert sorted(given, key=lambda splits: len(splits[1])) == [
         ({"train"}, {"train"}),
         ({"seen"}, {"train", "seen"}),
         ({"unseen"}, {"train", "seen", "unseen"}),

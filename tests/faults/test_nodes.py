@@ -160,6 +160,9 @@ def test_what_is_wrong_on_one_node_is_said_with_its_name_by_all(folder: Path, ex
     assert nodes.end() == [2, 2]
     assert nodes.verdict(0) == nodes.verdict(1)
     assert "here.jsonl" in nodes.verdict(0)["why"] and HOSTS[1] in nodes.verdict(0)["why"]
+    assert nodes.said(0).count("error: ") == 1
+    assert "error: " not in nodes.said(1), "a log of both has the error once"
+    assert f"{HOSTS[1]} ends with {HOSTS[0]}, which says why: " in nodes.said(1)
 
 
 @pytest.mark.slow

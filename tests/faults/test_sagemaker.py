@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from tests.commands import losses
-from tests.launch.sagemaker_account import KEY, PLANTED, SECRET_KEY
 from tests.making import generate_data, write_job, write_jsonl
 from tests.running import prepare_folder
+from tests.sagemaker_account import KEY, PLANTED, SECRET_KEY
 from tests.sagemaker_service import Service, simulator
 from tests.sagemaker_simulator import TrainingJob
 

@@ -15,15 +15,9 @@ from tests.commands import losses, step_lines, velocity
 from tests.making import write_job
 from tests.running import prepare_folder
 from tests.slurm_jobs import PATIENCE_SECONDS, Job, ended
-from tests.slurm_laboratory import Slurm, slurm, wait_until
+from tests.slurm_laboratory import Slurm, wait_until
 
 STEPS, TOLERANCE = 300, 1e-5
-
-
-@pytest.fixture(scope="module", name="cluster")
-def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    with slurm(tmp_path_factory.mktemp("slurm")) as made:
-        yield made
 
 
 @pytest.fixture(scope="module", name="prepared")

@@ -2,26 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from tests.slurm_jobs import Job
-from tests.slurm_laboratory import Slurm, slurm
-
-
-@pytest.fixture(scope="module", name="cluster")
-def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    with slurm(tmp_path_factory.mktemp("slurm")) as made:
-        yield made
-
-
-@pytest.fixture(name="job")
-def _job(cluster: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
-    monkeypatch.chdir(tmp_path)
-    yield Job(cluster, tmp_path)
-    cluster.clear()
 
 
 def test_a_job_whose_nodes_all_end_well_is_complete(job: Job):

@@ -4,26 +4,11 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.slurm_jobs import PATIENCE_SECONDS, Job, ended
-from tests.slurm_laboratory import Slurm, slurm, wait_until
-
-
-@pytest.fixture(scope="module", name="cluster")
-def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    with slurm(tmp_path_factory.mktemp("slurm")) as made:
-        yield made
-
-
-@pytest.fixture(name="job")
-def _job(cluster: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
-    monkeypatch.chdir(tmp_path)
-    yield Job(cluster, tmp_path)
-    cluster.clear()
+from tests.slurm_laboratory import wait_until
 
 
 @pytest.mark.slow
@@ -178,7 +163,9 @@ def test_a_job_that_was_killed_at_its_limit_says_so(job: Job):
     job.until_up()
     job.cluster.slurm("scontrol", "update", f"JobId={job.id}", "TimeLimit=1")
     status, said = ended(running, 300)
-    assert (status, "the time was up before it had saved" in said) == (75, True)
+    # Slurm kills nodes and script together; on a slow machine the script may still see that its nodes are gone
+    words = ("the time was up before it had saved", "stopped before a node could say how far it was")
+    assert status == 75 and any(one in said for one in words), said
     assert job.listed()["state"] == "interrupted"
 
 

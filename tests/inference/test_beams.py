@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.generating import Asked, Traced, Watching, family, greedy, prompts_of, requests_of
-from velocity.config.generate import GenerationConfig
+from velocity.config.inference import GenerationConfig
 from velocity.inference.beams import BeamSearch
 from velocity.inference.request import Completion, Request
 from velocity.inference.rolling import Limits

@@ -16,7 +16,7 @@ from velocity.distributed.comm import Ranks
 from velocity.errors import UserError
 from velocity.inference import build
 from velocity.inference.beams import BeamSearch
-from velocity.inference.build import attention_of, build_decoder, build_engine, limits
+from velocity.inference.build import attention_of, build_decoder, build_engine, limits, longest_row
 from velocity.inference.hf_engine import TransformersEngine
 from velocity.inference.probe import plain_logps
 from velocity.inference.rolling import Limits, RollingBatch
@@ -40,12 +40,13 @@ def job_in(folder: Path, **changes: Any) -> GenerateJob:
 def parts(folder: Path, **changes: Any) -> tuple[GenerateJob, Any, PromptStore]:
     job = job_in(folder, **changes)
     prompts = inputs_of(job).prompts
-    return job, build_engine(job, Path(job.model.path), {}, Ranks(), prompts), prompts
+    return job, build_engine(job, Path(job.model.path), {}, Ranks(), longest_row(job, prompts.lengths)), prompts
 
 
 def decoder_of(job: GenerateJob, engine: Any, prompts: PromptStore) -> RollingBatch | BeamSearch:
     folder = Path(job.model.path)
-    return build_decoder(job, engine, Spoken(load_tokenizer(folder), job.generation, folder), prompts)
+    spoken = Spoken(load_tokenizer(folder), job.generation, folder)
+    return build_decoder(job, engine, spoken, longest_row(job, prompts.lengths), prompts.shared)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", "torch.float32"), ("bf16", "torch.bfloat16")])

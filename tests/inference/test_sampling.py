@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.generating import family
-from velocity.config.generate import GenerationConfig
+from velocity.config.inference import GenerationConfig
 from velocity.inference.request import uniform
 from velocity.inference.sampling import Sampler, finite, logps_of
 

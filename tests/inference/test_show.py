@@ -97,3 +97,8 @@ def test_a_summary_is_plain_values_of_the_last_attempt(tmp_path: Path):
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="not a run folder"):
         summarise(tmp_path)
+
+
+def test_the_rate_is_a_line_of_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    lines = [told(step, tokens_per_second=100.0 * step) for step in (1, 8, 4)]
+    assert "new tokens/s 100 ▁█▄ 400" in shown(make_run(tmp_path, lines), capsys)

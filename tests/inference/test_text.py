@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.making import tiny_tokenizer
-from velocity.config.generate import GenerationConfig
+from velocity.config.inference import GenerationConfig
 from velocity.errors import UserError
 from velocity.inference.text import Spoken
 

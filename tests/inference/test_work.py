@@ -46,7 +46,9 @@ def test_a_look_takes_a_shard_only_where_none_is_left_and_does_not_take_the_requ
         asked.append(len(asked))
         return asked[-1] if len(asked) <= 3 else None
 
-    work = Work(ledger_of(tmp_path), claim, lambda row: [Request(row, 0, [row])], lambda r, c: {}, writes=True)
+    work: Work[Request, Completion] = Work(
+        ledger_of(tmp_path), claim, lambda row: [Request(row, 0, [row])], lambda r, c: {}, writes=True
+    )
     first = work.peek()
     assert first is not None and first is work.peek() and asked == [0]
     rows = [request.row for request in take(work, 99)]
@@ -83,7 +85,7 @@ def test_a_shard_that_was_taken_and_not_written_is_unfinished(tmp_path: Path):
 
 
 def test_a_failed_row_is_counted_in_its_shard(tmp_path: Path):
-    work = Work(
+    work: Work[Request, Completion] = Work(
         ledger_of(tmp_path), claims([2]), lambda row: [Request(row, 0, [row])],
         lambda request, done: {"row": request.row, **({"error": done.error} if done.error else {})}, writes=True,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from tests.making import write_jsonl
 from tests.pool import Pool
 from velocity.distributed.comm import Ranks
 from velocity.distributed.ds_config import inference_config
-from velocity.inference.build import build_engine
+from velocity.inference.build import build_engine, longest_row
 from velocity.inference.cache import RollingCache, own_mask
 from velocity.inference.engine import Step
 from velocity.inference.zero_engine import ZeroEngine
@@ -40,7 +40,7 @@ def streamed_on(ranks: Ranks, path: Path, *overrides: str) -> dict[str, Any]:
     """What a rank holds before and behind a forward in which the second one has nothing to compute."""
     job = planned(path, "launch.processes=2", *overrides).job
     config = inference_config(job, ranks.world_size)
-    engine = build_engine(job, Path(job.model.path), config, ranks, inputs_of(job).prompts)
+    engine = build_engine(job, Path(job.model.path), config, ranks, longest_row(job, inputs_of(job).prompts.lengths))
     parameters: Any = list(engine.model.parameters())
     logits: list[float] = []
     before = [parameter.numel() for parameter in parameters]

@@ -17,8 +17,12 @@ METHODS = ("render", "check", "submit", "status", "logs", "cancel")
 @pytest.mark.parametrize("kind", TARGETS)
 def test_every_target_of_a_job_file_has_a_launcher_that_can_all(kind: str):
     launcher = build_launcher(kind)
-    assert type(launcher).__name__.lower() == f"{kind}launcher"
     assert all(callable(getattr(launcher, method)) for method in METHODS)
+
+
+def test_no_two_targets_have_the_same_launcher():
+    made = [build_launcher(kind) for kind in TARGETS]
+    assert len({(type(one), type(getattr(one, "way", None))) for one in made}) == len(TARGETS)
 
 
 def test_what_is_no_target_is_refused():

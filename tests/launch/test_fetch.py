@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints.mirrored import contents
-from tests.launch.sagemaker_account import REGION, Account, account
 from tests.making import write_job
+from tests.sagemaker_account import REGION, Account, account
 from velocity.checkpoints.commit import entry_of
 from velocity.checkpoints.mirror import send_records
 from velocity.checkpoints.store import Store, open_store

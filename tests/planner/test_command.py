@@ -12,8 +12,10 @@ import pytest
 
 from tests.making import generate_data, write_job
 from tests.planner.test_table import LLAMA_70B
-from velocity.config.launch import LocalConfig, SageMakerConfig, SlurmConfig
+from velocity.config.launch import LocalConfig
+from velocity.config.sagemaker import SageMakerConfig
 from velocity.config.sections import ModelConfig
+from velocity.config.slurm import SlurmConfig
 from velocity.errors import UserError
 from velocity.planner.command import cluster_of, config_folder
 from velocity.planner.hardware import Hardware

@@ -60,6 +60,12 @@ def test_an_error_of_one_node_is_raised_on_both_with_its_host(both: Both, node: 
     assert [str(error) for error in errors] == [said, said]
 
 
+@pytest.mark.parametrize("node", [0, 1])
+def test_the_first_node_says_an_error_whoever_had_it_and_the_other_one_knows_that(both: Both, node: int):
+    both(only_on(node, UserError("no such file: a.jsonl")))
+    assert both(lambda crew: crew.heard) == [False, True]
+
+
 def test_a_full_disk_of_one_node_is_an_error_of_both(both: Both):
     errors = both(only_on(1, OSError(28, "No space left on device", "/data/run")))
     assert [type(error) for error in errors] == [JobError, JobError]
@@ -104,6 +110,7 @@ def test_who_gives_up_ends_the_wait_of_the_other_with_its_reason(both: Both):
 
     first, _ = both(work)
     assert isinstance(first, InterruptedRun) and HOSTS[1] in str(first)
+    assert both(lambda crew: crew.heard) == [False, False], "both had it before anybody could tell them"
 
 
 def test_an_error_comes_back_as_it_was_sent():

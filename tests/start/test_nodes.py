@@ -14,6 +14,7 @@ from velocity.launch.place import Place
 from velocity.start import nodes
 
 ALONE = Place(("gpu-1",), 0)
+SECOND = Place(("gpu-1", "gpu-2"), 1)
 
 
 @pytest.fixture(name="verdict")
@@ -52,6 +53,38 @@ def test_a_defect_is_an_error_like_any_other(verdict: Path):
     with pytest.raises(JobError, match="KeyError"):
         nodes.run_here("ssh", breaks, started=0.0)
     assert json.loads(verdict.read_text())["exit_status"] == 1
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_an_error_that_the_first_node_says_is_one_line_here_and_whole_in_the_verdict(
+    verdict: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], heard: bool
+):
+    class Crew:
+        def __init__(self, place: Place, meeting: Any) -> None:
+            self.heard = heard
+
+        def give_up(self, error: VelocityError) -> None:
+            pass
+
+    class Meeting:
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        def leave(self) -> None:
+            pass
+
+    def runs(*_: Any, **__: Any) -> None:
+        raise JobError("a process was killed by SIGKILL", "rank 0 on gpu-1")
+
+    for name, made in (("Nodes", Crew), ("Meeting", Meeting), ("run_all", runs), ("find_place", lambda _: SECOND)):
+        monkeypatch.setattr(nodes, name, made)
+    with pytest.raises(SystemExit if heard else JobError) as ended:
+        nodes.run_here("slurm", nothing, started=0.0)
+    line = "gpu-2 ends with gpu-1, which says why: a process was killed by SIGKILL\n"
+    assert capsys.readouterr().err == (line if heard else "")
+    assert getattr(ended.value, "code", 1) == 1
+    why = "a process was killed by SIGKILL\n  where: rank 0 on gpu-1"
+    assert json.loads(verdict.read_text()) == {"exit_status": 1, "why": why}
 
 
 def test_a_file_that_is_there_is_written_in_its_place_as_nothing_can_take_it(verdict: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from velocity.config.load import load_job
 from velocity.config.training import TrainingJob
 from velocity.distributed import failure, pulse
 from velocity.distributed.failure import Failure
-from velocity.errors import JobError, MemoryFull
+from velocity.errors import InterruptedRun, JobError, MemoryFull, UserError
 from velocity.launch import local
 from velocity.planner.hardware import Hardware
 from velocity.planner.machines import Cluster
@@ -105,3 +106,55 @@ def test_where_the_planner_knows_no_strategy_the_ranks_own_remedy_stands(
     monkeypatch.setattr(verdict, "family_of", lambda job: replace(FAMILIES[TrainingJob], roomier=lambda *_: None))
     with pytest.raises(MemoryFull, match="fix:   less"):
         attempts(FULL)
+
+
+def ends_with(error: Exception | None, run: RunFolder, state: str, *, asked: bool = False) -> Callable[..., bool]:
+    def attempts(*_: object) -> bool:
+        run.set_status(state)
+        if error is not None:
+            raise error
+        return asked
+
+    return attempts
+
+
+@pytest.fixture(name="start")
+def _start(tmp_path: Path, run: RunFolder) -> module.Start:
+    loaded = load_job(tmp_path / "job.yaml", ["launch.processes=1"])
+    cluster = Cluster(Hardware(2, 8.0, cpu_bf16=False))
+    return module.Start(loaded, loaded, cast(Any, None), cluster, tmp_path, fresh=False, started=0.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(None, "complete"), (JobError("it broke"), "failed"), (InterruptedRun("stopped"), "interrupted")],
+)
+def test_however_a_run_ends_it_leaves_its_report(
+    start: module.Start, run: RunFolder, monkeypatch: pytest.MonkeyPatch, error: Exception | None, state: str
+):
+    monkeypatch.setattr(module, "_attempts", ends_with(error, run, state))
+    with contextlib.suppress(JobError, InterruptedRun):
+        module._reported(start, Alone())
+    assert f">{state}</span>" in (run.path / "report.html").read_text()
+
+
+def test_a_folder_of_another_job_gets_no_report(start: module.Start, run: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "_attempts", ends_with(UserError("another job's"), run, "complete"))
+    with pytest.raises(UserError):
+        module._reported(start, Alone())
+    assert not (run.path / "report.html").exists()
+
+
+def test_a_report_that_cannot_be_made_changes_no_result_and_a_stop_meanwhile_is_kept(
+    start: module.Start, run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    run.job.write_text("no job")  # nothing to make a report of
+    monkeypatch.setattr(module, "_attempts", ends_with(None, run, "complete"))
+    assert module._reported(start, Alone()) is False
+    monkeypatch.setattr(module, "_attempts", ends_with(JobError("it broke"), run, "failed"))
+    with pytest.raises(JobError, match="it broke"):
+        module._reported(start, Alone())
+    assert capsys.readouterr().err.count("WARNING: no report.html") == 2
+    monkeypatch.setattr(module, "_attempts", ends_with(None, run, "complete"))
+    monkeypatch.setattr(module, "report_end", lambda folder: True)
+    assert module._reported(start, Alone()) is True

@@ -116,6 +116,31 @@ def test_a_person_reads_counts_reasons_and_what_is_trained_on(
     assert "«Because.<|im_end|>»" in captured.out
 
 
+KEY = "AKIA" + "IOSFODNN7EXAMPLE"
+
+
+def test_what_is_wrong_with_the_text_is_told_and_nothing_is_where_all_is_well(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    clean = checked(folder, tmp_path)
+    assert clean.describe()["audit"]["counts"] == dict.fromkeys(("duplicates", "overlap", "secrets", "oddities"), 0)
+    print_check(clean)
+    assert "the text of 3 rows: no row twice; " in capsys.readouterr().out
+    path = write_jsonl(tmp_path / "dirty.jsonl", [*CHATS, CHATS[1], chat("What is the key?", f"It is {KEY}.")])
+    found = checked(folder, tmp_path, data={"train": str(path), "audit": {"duplicates": "drop", "overlap": "off"}})
+    assert (found.sets["train"].records, found.sets["train"].rejected) == (5, 1)
+    values = json.loads(json.dumps(found.describe()))["audit"]
+    assert values["counts"] == {"duplicates": 1, "secrets": 1, "oddities": 0}
+    assert [(one["line"], one["with"], one["dropped"]) for one in values["findings"]] == [
+        (4, f"{path}:2", True), (5, None, False)
+    ]  # fmt: skip
+    print_check(found)
+    said = capsys.readouterr().out
+    assert "duplicates: 1 rows of train say what an earlier row says; 1 of them left out\n" in said
+    assert f"  {path}:5: an AWS key\n" in said
+    assert KEY not in said
+
+
 class Letters:
     """A tokenizer whose ids are places in the alphabet."""
 

@@ -15,7 +15,7 @@ from velocity.distributed import failure
 from velocity.distributed.failure import Failure
 from velocity.errors import UserError
 from velocity.runs.folder import RunFolder
-from velocity.training.show import print_summary, sparkline, summarise
+from velocity.training.show import print_summary, summarise
 
 
 def step(number: int, **changes: float) -> dict[str, Any]:
@@ -150,23 +150,6 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
         assert str(path) in str(caught.value)
 
 
-def test_a_sparkline_goes_from_the_lowest_block_to_the_highest():
-    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
-    assert sparkline([7.0, 0.0]) == "█▁"
-
-
-def test_a_sparkline_of_equal_values_is_flat_and_one_of_many_is_as_wide_as_a_line():
-    assert sparkline([3.0, 3.0, 3.0]) == "▁▁▁"
-    assert sparkline([3.0]) == "▁"
-    line = sparkline([float(i) for i in range(1000)])
-    assert (len(line), line[0], line[-1]) == (60, "▁", "█")
-
-
-def test_a_block_is_the_mean_of_its_share():
-    # 120 values in 60 blocks of two: means 0.5, 0.5, …, and 7.5 for the last
-    assert sparkline([0.0, 1.0] * 59 + [7.0, 8.0]) == "▁" * 59 + "█"
-
-
 def test_a_run_that_some_process_holds_is_running_and_one_that_none_does_was_killed(tmp_path: Path):
     run = make_run(tmp_path, [step(1)])
     with run.owned():
@@ -178,15 +161,18 @@ def test_a_run_whose_losses_were_not_finite_is_shown(tmp_path: Path, capsys: pyt
     run = make_run(tmp_path, [step(1), {**step(2), "loss": None, "skipped": 1}], state="failed")
     text = shown(run, capsys)
     assert "1 steps were skipped: their gradient was not finite" in text
-    assert "not finite" in text.splitlines()[-1]
+    assert "loss 4.0000 ▁  not finite" in text
+
+
+def test_curves_of_rate_norm_speed_and_memory_are_lines_of_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    lines = [step(1, grad_norm=2.0, memory_gib=1.0), step(2, learning_rate=0.05, tokens_per_second=1900.0)]
+    said = shown(make_run(tmp_path, lines), capsys).splitlines()
+    assert said[-4:] == [
+        "learning rate 0.1 █▁ 0.05", "gradient norm 2 █▁ 1", "tokens/s 100 ▁█ 1,900", "memory in GiB 1.0 ▁█ 1.5",
+    ]  # fmt: skip
 
 
 def test_one_evaluation_is_before_and_not_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = make_run(tmp_path, [scored(0, unseen=10.0), step(1)])
     rows = [line.replace("│", " ").split() for line in shown(run, capsys).splitlines()]
     assert ["unseen", "perplexity", "10.00"] in rows
-
-
-def test_a_share_of_values_that_were_not_finite_is_a_gap_in_the_line():
-    assert sparkline([1.0, None, 3.0]) == "▁ █"
-    assert sparkline([None]) == " "

@@ -34,8 +34,8 @@ from velocity.files import make_private
 from velocity.terminal import say
 
 RECORDS = ("job.yaml", "deepspeed.json", "deepspeed-origins.json", "plan.json", "environment.json", "status.json",
-           "metrics.jsonl", "log.txt")  # fmt: skip
-RESULTS = ("model", "merged", "completions.jsonl", "completions.parquet")
+           "metrics.jsonl", "log.txt", "audit.json", "rejected.jsonl")  # fmt: skip
+RESULTS = ("model", "merged", "completions.jsonl", "completions.parquet", "rows", "evaluation.json")
 RESULT = "run/result.json"  # written last: the files of the result, with their hashes
 WANTED = "wanted"
 FINISH_SECONDS = 1800.0  # at the end of a run, for what is not mirrored yet

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Discriminator, TypeAdapter
 
 from velocity.config.base import Config, Mark, apply_override, read_yaml, validate
+from velocity.config.evaluate import EvaluateJob
 from velocity.config.generate import GenerateJob
 from velocity.config.job import Job, LoadedJob, flatten
 from velocity.config.launch import COMMON, TARGETS
@@ -23,6 +24,7 @@ TASKS: Mapping[str, type[Job]] = {
     "sft": TrainingJob,
     "preference": TrainingJob,
     "generate": GenerateJob,
+    "evaluate": EvaluateJob,
 }
 FAMILIES: Sequence[type[Job]] = tuple(dict.fromkeys(TASKS.values()))
 
@@ -92,7 +94,7 @@ def read_resolved(path: Path) -> Any:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of a job file, of any task."""
-    return TypeAdapter(Annotated[TrainingJob | GenerateJob, Discriminator("task")]).json_schema()
+    return TypeAdapter(Annotated[TrainingJob | GenerateJob | EvaluateJob, Discriminator("task")]).json_schema()
 
 
 def _origin(job: Job, key: str, mark: Mark) -> str:

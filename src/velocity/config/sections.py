@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from velocity.config.audit import AuditConfig
 from velocity.config.base import Config
 
 Format = Literal["text", "chat", "prompt_completion", "preference", "feedback"]
@@ -117,6 +118,7 @@ class DataConfig(JobData):
         "error", description="what to do with a chat, or a prompt with its answers, that is too long"
     )
     processes: PositiveInt | None = Field(None, description="tokenising processes; one a core if left out")
+    audit: AuditConfig = AuditConfig()
 
     @field_validator("eval")
     @classmethod

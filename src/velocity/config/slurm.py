@@ -1,13 +1,14 @@
-"""How Slurm writes a time limit, and which options of sbatch are a user's to give. It knows no job."""
+"""A launch section for Slurm: how it writes a time limit, and which options of sbatch are a user's to give."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
 from velocity.config.sections import one_to_list, seconds_of
+from velocity.config.target import NodesConfig
 
 Line = Annotated[str, Field(pattern=r"^[^\n\r]+$")]  # cannot become two in a script
 TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
@@ -83,3 +84,32 @@ Options = Annotated[
     BeforeValidator(one_to_list, json_schema_input_type=str | list[str]),
     AfterValidator(checked_options),
 ]
+
+
+class SlurmConfig(NodesConfig):
+    """A Slurm cluster, from a machine that has its sbatch."""
+
+    kind: Literal["slurm"] = "slurm"
+    partition: Line | None = Field(None, description="the cluster's default one, if left out")
+    account: Line | None = Field(None, description="that pays for it")
+    qos: Line | None = Field(None, description="the quality of service, where the cluster has some")
+    time: Time | None = Field(None, description="the limit, such as 12h, or as Slurm writes it: '12:00:00', in quotes")
+    gpus_per_node: PositiveInt | None = Field(None, description="left out: none are reserved")
+    cpus_per_node: PositiveInt | None = Field(None, description="left out: what the cluster gives, often a single one")
+    memory: Line | None = Field(None, description="of a node, as Slurm writes it, such as 200G")
+    constraint: Line | None = Field(None, description="features that nodes must have, such as h100&ib")
+    options: Options = Field((), description="further options of sbatch, such as --exclude=node-7")
+    setup: str | None = Field(None, description="shell lines before the job, such as module load cuda")
+    python: Line | None = Field(None, description="the Python that has Velocity, on every node; ours, if left out")
+    warning_seconds: Annotated[int, Field(gt=0, le=65535)] = Field(
+        300, description="so long before the limit the job saves"
+    )
+    requeue: bool = Field(True, description="then it goes back into the queue, and goes on from there")
+
+    @model_validator(mode="after")
+    def _has_time_to_work(self) -> SlurmConfig:
+        limit = None if self.time is None else seconds(self.time)
+        if limit is not None and self.warning_seconds >= limit:
+            what = f"warning_seconds={self.warning_seconds} leaves nothing of time={self.time} to work in"
+            raise ValueError(f"{what}; a longer time, or a shorter warning")
+        return self

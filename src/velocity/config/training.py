@@ -43,7 +43,8 @@ class TrainingJob(Job):
     """A training job: continued pre-training, supervised fine-tuning or preference optimisation."""
 
     FREE: ClassVar = ("output", "duration", "strategy", "checkpoint", "tracking", "launch", "deepspeed", "batch.micro",
-                      "data.cache", "data.processes", "data.eval_every", "preference.reference")  # fmt: skip
+                      "data.audit", "data.cache", "data.processes", "data.eval_every",
+                      "preference.reference")  # fmt: skip
 
     task: Literal["pretrain", "sft", "preference"] = Field(
         description="pretrain trains on every token, sft on the assistant's turns, preference on answers compared"

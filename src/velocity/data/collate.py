@@ -18,8 +18,8 @@ from velocity.data.turns import Ids
 class Piece:
     """Tokens that stand together in a row, and the label of each: the token that follows it, or -100.
 
-    `start` is the first one's position. It sees the first `shared` tokens of the piece before it, too. The labels are
-    those of answer number `answer`, -1 where there are no answers.
+    `start` is the first one's position. It sees, too, the first `shared` tokens of the latest piece before it that
+    shares nothing. The labels are those of answer number `answer`, -1 where there are no answers.
     """
 
     ids: Ids

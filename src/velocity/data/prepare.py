@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import multiprocessing
-import os
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,25 +14,42 @@ from velocity.data import answers, encode, parse, records, sources, store, token
 from velocity.data.audit import audit, token_facts
 from velocity.data.encode import Encoder, EncodingRules, LongChat
 from velocity.data.fingerprint import content_hash, digest, folder_hash, remote_hash
+from velocity.data.pool import in_order
 from velocity.data.sources import Chunk, File, list_files, read_chunks
 from velocity.data.store import Block, SequenceStore, StoreWriter, open_or_build
 from velocity.data.tokenizer import load_tokenizer, tokenizer_hash
-from velocity.errors import JobError, UserError
-from velocity.process import die_with_parent, ignore_stops
+from velocity.errors import UserError
 
 Report = Callable[[str], None]
+LeftOut = Mapping[tuple[int, int], Mapping[str, Any]]  # file number and line: why the row is left out, with its reason
 CODE = (answers, encode, parse, records, sources, store, tokenizer, turns)  # what a tokenised store depends on
 
 
 @dataclass(frozen=True)
+class ListedSource:
+    """A source with its files, and the hash of each."""
+
+    source: SourceConfig
+    files: list[File]
+    hashes: list[str]
+
+    @classmethod
+    def of(cls, source: SourceConfig, cache: Path) -> ListedSource:
+        """What the source is now."""
+        files = list_files(source)
+        return cls(source, files, [file_hash(file, cache) for file in files])
+
+
+@dataclass(frozen=True)
 class Reject:
-    """A record that was not taken, and why."""
+    """A record that was not taken, and why; `audited` where that was decided before it was encoded."""
 
     file: int
     line: int
     field: str
     reason: str
-    long_chat: bool
+    long_chat: bool = False
+    audited: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,18 +63,19 @@ class _Encoded:
 
 
 class _Worker:
-    """The state of a tokenising process; it is inherited by the fork, so nothing is loaded twice."""
+    """The state of a tokenising process."""
 
-    current: _Worker
-
-    def __init__(self, encoder: Encoder, source: SourceConfig) -> None:
-        self.encoder, self.source = encoder, source
+    def __init__(self, encoder: Encoder, source: SourceConfig, left_out: LeftOut) -> None:
+        self.encoder, self.source, self.left_out = encoder, source, left_out
 
     def work(self, chunk: Chunk) -> _Encoded:
         """The chunk's sequences and rejects, in the order of its rows."""
         sequences, lines, rejects = [], [], []
         rows = [(line, row) for line, row in enumerate(chunk.rows, chunk.first) if not chunk.raw or row.strip()]
         for line, row in rows:
+            if audited := self.left_out.get((chunk.file, line)):
+                rejects.append(Reject(chunk.file, line, "", audited["reason"], audited=audited))
+                continue
             try:
                 value = parse_json(row) if chunk.raw else row
                 made = self.encoder.encode(
@@ -83,15 +95,6 @@ def parse_json(line: bytes) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
         raise records.RecordError("", f"not valid JSON: {error}") from None
-
-
-def _start_worker() -> None:
-    die_with_parent()  # it holds the parent's locks, too
-    ignore_stops()  # they are the parent's to answer, whether or not all of its processes hear of them
-
-
-def _work(chunk: Chunk) -> _Encoded:
-    return _Worker.current.work(chunk)
 
 
 class Preparation:
@@ -114,26 +117,33 @@ class Preparation:
 
     def source(self, source: SourceConfig) -> SequenceStore:
         """The source's tokenised store, from the cache or built now."""
-        files = list_files(source)
-        code = folder_hash((Path(module.__file__ or "") for module in CODE), self.cache)
-        hashes = [file_hash(file, self.cache) for file in files]
-        names = [(file.path, file.split, file.subset) for file in files]
-        settings = [source.format, source.fields, asdict(self.rules), self.job.data.on_bad_record]
-        key = digest([code, self.tokenizer_hash, settings, list(zip(names, hashes, strict=True))])
-        place = self.cache / "sequences" / key
-        return open_or_build(place, lambda folder: self._build(folder, source, files, hashes), self.cache)
+        return self.store(ListedSource.of(source, self.cache), {})
 
-    def _build(self, folder: Path, source: SourceConfig, files: list[File], hashes: list[str]) -> None:
-        stats: dict[str, Any] = {"path": source.path, "files": [file.path for file in files], "hashes": hashes}
-        counts = dict.fromkeys(("records", "sequences", "tokens", "trained", "rejected", "too_long", "cut"), 0)
+    def store(self, listed: ListedSource, left_out: LeftOut) -> SequenceStore:
+        """The store of a source without some of its rows, which count as rejected."""
+        code = folder_hash((Path(module.__file__ or "") for module in CODE), self.cache)
+        source = listed.source
+        names = [(file.path, file.split, file.subset) for file in listed.files]
+        settings = [source.format, source.fields, asdict(self.rules), self.job.data.on_bad_record]
+        without = [sorted((*place, dict(why)) for place, why in left_out.items())] if left_out else []
+        key = digest([code, self.tokenizer_hash, settings, list(zip(names, listed.hashes, strict=True)), *without])
+        place = self.cache / "sequences" / key
+        return open_or_build(place, lambda folder: self._build(folder, listed, left_out), self.cache)
+
+    def _build(self, folder: Path, listed: ListedSource, left_out: LeftOut) -> None:
+        source, files = listed.source, listed.files
+        stats: dict[str, Any] = {"path": source.path, "files": [file.path for file in files], "hashes": listed.hashes}
+        counts = dict.fromkeys(
+            ("records", "sequences", "tokens", "trained", "rejected", "too_long", "cut", "audited"), 0
+        )
         writer = StoreWriter(folder)
         facts = token_facts(self.tokenizer)
         with (folder / "rejected.jsonl").open("w", encoding="utf-8") as rejected:
-            for done in self._encoded(source, files):
+            for done in self._encoded(listed, left_out):
                 for reject in done.rejects:
                     self._take_or_raise(reject, files)
                     line = {"file": files[reject.file].path, "line": reject.line, "field": reject.field}
-                    rejected.write(json.dumps({**line, "reason": reject.reason}) + "\n")
+                    rejected.write(json.dumps({**line, "reason": reject.reason, **(reject.audited or {})}) + "\n")
                 _add(counts, done)
                 if len(done.block.lengths):
                     audit([done.block], facts, self.rules, stats["files"])
@@ -141,42 +151,27 @@ class Preparation:
                 self.report(f"tokenising {source.path}: {counts['records']:,} records, {counts['tokens']:,} tokens")
         if not counts["sequences"]:
             why = f"{counts['rejected']} records were rejected" if counts["rejected"] else "the data set is empty"
-            raise UserError(f"no record to train on: {why}", source.path, "check the path and data.on_bad_record")
+            fix = "check data.audit" if counts["audited"] else "check the path and data.on_bad_record"
+            raise UserError(f"no record to train on: {why}", source.path, fix)
         writer.close({**stats, **counts})
 
     def _take_or_raise(self, reject: Reject, files: list[File]) -> None:
         """A record that the job lets us skip is counted; any other ends the job."""
+        if reject.audited is not None:
+            return
         where = f"{files[reject.file].path}:{reject.line}" + (f" field {reject.field}" if reject.field else "")
         if reject.long_chat and self.rules.on_long_chat == "error":
             raise UserError(reject.reason, where, "raise data.sequence_length, or data.on_long_chat: cut or skip")
         if not reject.long_chat and self.job.data.on_bad_record == "error":
             raise UserError(reject.reason, where, "mend the record, or set data.on_bad_record: skip")
 
-    def _encoded(self, source: SourceConfig, files: list[File]) -> Iterator[_Encoded]:
-        """Chunks in order, encoded by a pool that is never more than a few chunks ahead: memory stays flat."""
-        _Worker.current = _Worker(Encoder(self.tokenizer, self.rules), source)
-        processes = self.job.data.processes or len(os.sched_getaffinity(0))
-        pending: deque[Future[_Encoded]] = deque()
-        context = multiprocessing.get_context("fork")
-        others = multiprocessing.active_children()
-        pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
-        try:
-            for chunk in read_chunks(files):
-                pending.append(pool.submit(_work, chunk))
-                if len(pending) > 2 * processes:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        except BrokenProcessPool:
-            fix = "was memory short? set data.processes lower"
-            raise JobError("a tokenising process was killed", source.path, fix) from None
-        finally:
-            with contextlib.suppress(RuntimeError):  # stopped while it starts its thread, it has none to join
-                pool.shutdown(wait=True, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                if process not in others:  # and none that tells its processes to leave: this one would wait for ever
-                    process.kill()
-                    process.join()
+    def _encoded(self, listed: ListedSource, left_out: LeftOut) -> Iterator[_Encoded]:
+        """Chunks in order, encoded by several processes."""
+        worker = _Worker(Encoder(self.tokenizer, self.rules), listed.source, left_out)
+        chunks, where = read_chunks(listed.files), listed.source.path
+        return in_order(
+            worker.work, chunks, self.job.data.processes, killed="a tokenising process was killed", where=where
+        )
 
 
 def _add(counts: dict[str, int], done: _Encoded) -> None:
@@ -186,6 +181,7 @@ def _add(counts: dict[str, int], done: _Encoded) -> None:
     counts["trained"] += int(done.block.trained.sum())
     counts["rejected"] += len(done.rejects)
     counts["too_long"] += sum(reject.long_chat for reject in done.rejects)
+    counts["audited"] += sum(reject.audited is not None for reject in done.rejects)
     counts["cut"] += done.cut
 
 

@@ -106,7 +106,7 @@ class _Builder:
     def __init__(self, job: GenerateJob, made: Any, limit: int | None, report: Callable[[str], None]) -> None:
         self.job, self.limit, self.report, self.turns = job, limit, report, Turns(made)
         self.bos = [made.bos_token_id] if adds_bos(made) else []
-        self.seen: Counter[bytes] = Counter()
+        self.seen: Counter[str] = Counter()
         self.counts = dict.fromkeys(("records", "prompts", "tokens", "rejected", "too_long", "cut"), 0)
         self.lengths: list[int] = []
         self.shared: list[int] | None = None
@@ -150,8 +150,8 @@ class _Builder:
             self.counts["prompts"] += 1
             self.counts["tokens"] += len(ids)
             self.lengths.append(len(ids))
-            self.shared = _common(ids if self.shared is None else self.shared, ids)
-            yield ids, self._name(text), text
+            self.shared = common_start(ids if self.shared is None else self.shared, ids)
+            yield ids, name_of(text, self.seen), text
 
     def _fit(self, ids: list[int]) -> list[int]:
         if not ids:
@@ -177,12 +177,13 @@ class _Builder:
         self.counts["too_long"] += long
         self.rejects.append({"file": path, "line": line, "field": error.field, "reason": str(error)})
 
-    def _name(self, text: str) -> str:
-        """The same wherever the row stands; of rows that are alike, each further one has its number behind it."""
-        name = hashlib.blake2b(text.encode(), digest_size=8)
-        before = self.seen[name.digest()]
-        self.seen[name.digest()] += 1
-        return f"{name.hexdigest()}-{before}" if before else name.hexdigest()
+
+def name_of(text: str, seen: Counter[str]) -> str:
+    """A row's name: the same wherever it stands; of rows that are alike, each further one has its number behind it."""
+    name = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    before = seen[name]
+    seen[name] += 1
+    return f"{name}-{before}" if before else name
 
 
 class _Reader:
@@ -222,7 +223,7 @@ def _compile(text: str) -> jinja2.Template:
         raise UserError(f"not a valid template: {error}", "data.prompts", "e.g. What is {{ name }}?") from None
 
 
-def _common(one: list[int], other: list[int]) -> list[int]:
+def common_start(one: list[int], other: list[int]) -> list[int]:
     """What both begin with; never all of a prompt, whose last token is what a completion follows."""
     end = min(len(one), len(other) - 1)
     for i in range(end):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from velocity.config.generate import GenerateJob
+from velocity.config.inference import InferenceJob
 from velocity.config.training import TrainingJob
 
 Decided: TypeAlias = dict[str, tuple[Any, str]]  # by dotted key: the value, and the key of the job it comes from or why
@@ -136,7 +136,7 @@ def _merge(base: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def inference_config(job: GenerateJob, world_size: int) -> dict[str, Any]:
+def inference_config(job: InferenceJob, world_size: int) -> dict[str, Any]:
     """What DeepSpeed is told of a generate job: init_inference for engine deepspeed, initialize for engine zero."""
     strategy = job.strategy
     if job.generation.engine == "deepspeed":
@@ -160,7 +160,7 @@ def inference_config(job: GenerateJob, world_size: int) -> dict[str, Any]:
     return config
 
 
-def swap_folder(job: GenerateJob | TrainingJob) -> str:
+def swap_folder(job: InferenceJob | TrainingJob) -> str:
     """Where a run's weights and states wait on a fast disk: in a folder of its own, which it removes."""
     assert job.strategy.offload.path is not None, "nvme has a path"
     name = hashlib.blake2b(str(Path(job.output).absolute()).encode(), digest_size=8).hexdigest()

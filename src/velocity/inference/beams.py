@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig as HFGenerationConfig
 
-from velocity.config.generate import GenerationConfig
+from velocity.config.inference import GenerationConfig
 from velocity.distributed import pulse
 from velocity.inference.engine import Engine
 from velocity.inference.request import Completion, Queue, Request, Watch

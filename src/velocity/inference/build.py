@@ -1,4 +1,4 @@
-"""The parts of a generate job, each built once from the run folder: the only place that matches on an engine's name."""
+"""The parts that run a model, each built once from the run folder: the only place that matches on an engine's name."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from velocity.config.generate import GenerateJob
-from velocity.data.prompts import PromptStore
+from velocity.config.inference import InferenceJob
 from velocity.distributed import comm
 from velocity.distributed.comm import Ranks
 from velocity.distributed.ds_config import streamed
@@ -32,10 +33,8 @@ from velocity.terminal import say
 CPU_PROMPT_TOKENS, GPU_PROMPT_TOKENS = 4096, 32768  # of one forward: more at once are no faster, and take memory
 
 
-def build_engine(
-    job: GenerateJob, folder: Path, config: Mapping[str, Any], ranks: Ranks, prompts: PromptStore
-) -> Engine:
-    """The engine that the plan chose, measured to compute what the model is."""
+def build_engine(job: InferenceJob, folder: Path, config: Mapping[str, Any], ranks: Ranks, longest: int) -> Engine:
+    """The engine that the plan chose, measured to compute what the model is; `longest` bounds a row's tokens."""
     name = job.generation.engine
     if name == "zero":
         engine, expected = _zero(job, folder, config, ranks)
@@ -45,11 +44,11 @@ def build_engine(
         model = _load(job, folder)
         expected = plain_logps(model)
         engine = TransformersEngine(model, ranks)
-    check_engine(engine, expected, rolls=rolls(engine.model.config, _longest(job, prompts)))
+    check_engine(engine, expected, rolls=rolls(engine.model.config, longest))
     return engine
 
 
-def _split(job: GenerateJob, folder: Path, config: Mapping[str, Any], ranks: Ranks) -> tuple[Engine, Sequence[Tensor]]:
+def _split(job: InferenceJob, folder: Path, config: Mapping[str, Any], ranks: Ranks) -> tuple[Engine, Sequence[Tensor]]:
     """With fused kernels where the job asks for them and they compute what the model is; else without."""
     model = _load(job, folder)
     expected = plain_logps(model)
@@ -71,7 +70,7 @@ def _split(job: GenerateJob, folder: Path, config: Mapping[str, Any], ranks: Ran
     return DeepSpeedInferenceEngine(model, plain, ranks), expected
 
 
-def _zero(job: GenerateJob, folder: Path, config: Mapping[str, Any], ranks: Ranks) -> tuple[Engine, Sequence[Tensor]]:
+def _zero(job: InferenceJob, folder: Path, config: Mapping[str, Any], ranks: Ranks) -> tuple[Engine, Sequence[Tensor]]:
     """Its weights are split, and moved to where they wait, while they load."""
     comm.prepare_deepspeed()
     if job.strategy.offload.parameters == "nvme":
@@ -86,28 +85,30 @@ def _zero(job: GenerateJob, folder: Path, config: Mapping[str, Any], ranks: Rank
     return engine, plain_logps(model)
 
 
-def build_decoder(job: GenerateJob, engine: Engine, spoken: Spoken, prompts: PromptStore) -> RollingBatch | BeamSearch:
-    """What turns requests into completions: a rolling batch, or beams."""
+def build_decoder(
+    job: InferenceJob, engine: Engine, spoken: Spoken, longest: int, shared: Sequence[int]
+) -> RollingBatch | BeamSearch:
+    """What turns requests into completions: a rolling batch, or beams. All prompts begin with the ids `shared`."""
     most = limits(job, engine.device.type)
     if job.generation.beams > 1:
         return BeamSearch(engine, job.generation, most, spoken.ends)
     rules = Rules(spoken.ends, spoken.stopped)
-    return RollingBatch(engine, job.generation, most, rules, _longest(job, prompts), prompts.shared)
+    return RollingBatch(engine, job.generation, most, rules, longest, shared)
 
 
-def _longest(job: GenerateJob, prompts: PromptStore) -> int:
-    """Bounds a prompt with its completion."""
-    return int(prompts.lengths.max()) + job.generation.max_new_tokens
+def longest_row(job: InferenceJob, lengths: NDArray[np.int32]) -> int:
+    """Bounds the tokens of a prompt with its completion; `lengths` are the prompts'."""
+    return int(lengths.max()) + job.generation.max_new_tokens
 
 
-def _load(job: GenerateJob, folder: Path, zero3: dict[str, Any] | None = None) -> Any:
+def _load(job: InferenceJob, folder: Path, zero3: dict[str, Any] | None = None) -> Any:
     model = load_model(
         folder, job.model, str(job.strategy.precision), attention_name=attention_of(job, folder), zero3=zero3
     )
     return model.eval().requires_grad_(requires_grad=False)
 
 
-def attention_of(job: GenerateJob, folder: Path) -> str:
+def attention_of(job: InferenceJob, folder: Path) -> str:
     """The attention implementation: sdpa, where the job names none and the model softens no scores."""
     from transformers import AutoConfig
 
@@ -118,7 +119,7 @@ def attention_of(job: GenerateJob, folder: Path) -> str:
     return "sdpa" if softens is None else "eager"
 
 
-def limits(job: GenerateJob, device_type: str) -> Limits:
+def limits(job: InferenceJob, device_type: str) -> Limits:
     """What a rank may have at once."""
     rows, tokens = job.batch.rows, job.batch.tokens
     if not isinstance(rows, int) or not isinstance(tokens, int):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -65,6 +65,10 @@ class DeepSpeedInferenceEngine:
     def forward(self, step: Step) -> Tensor:
         """Return logits_BV in fp32: of each row's last token."""
         return last_logits(self.model, step, self._takes)
+
+    def run(self, use: Callable[[Any], Tensor]) -> Tensor:
+        """Return what a use of the model gives: the same on all ranks of our group, which use it alike."""
+        return use(self.model)
 
     def idle(self) -> None:
         """No other group waits for us, and our own has the same rows."""

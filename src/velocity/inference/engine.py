@@ -5,6 +5,7 @@ Shape letters: B rows, Q tokens of a row in this forward, K places in the cache,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,6 +37,10 @@ class Engine(Protocol):
 
     def forward(self, step: Step) -> Tensor:
         """Return logits_BV in fp32: of each row's last token."""
+        ...
+
+    def run(self, use: Callable[[Any], Tensor]) -> Tensor:
+        """Return what a use of the model gives, with its weights in place; all ranks of a group use it alike."""
         ...
 
     def idle(self) -> None:

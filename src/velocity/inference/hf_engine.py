@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +27,10 @@ class TransformersEngine:
     def forward(self, step: Step) -> Tensor:
         """Return logits_BV in fp32: of each row's last token."""
         return last_logits(self.model, step, self.takes)
+
+    def run(self, use: Callable[[Any], Tensor]) -> Tensor:
+        """Return what a use of the model gives."""
+        return use(self.model)
 
     def idle(self) -> None:
         """Nobody waits for us."""

@@ -38,15 +38,19 @@ class Ledger:
         folder: Path,
         lengths: Sequence[int] | NDArray[np.int32],
         written: Callable[[Path], None] = lambda file: None,
+        prefix: str = "",
     ) -> None:
-        """`lengths` are the prompts' in tokens; `written` hears of the file of each shard that is done."""
-        self.folder, self.written, size = folder, written, shard_rows(len(lengths))
+        """`lengths` are the prompts' in tokens; `written` hears of the file of each shard that is done.
+
+        Several ledgers of one folder differ in the `prefix` of their files.
+        """
+        self.folder, self.written, self.prefix, size = folder, written, prefix, shard_rows(len(lengths))
         order = order_of(lengths)
         self.shards = [order[start : start + size] for start in range(0, len(order), size)]
 
     def path(self, shard: int) -> Path:
         """The shard's file."""
-        return self.folder / f"{shard:08}.jsonl"
+        return self.folder / f"{self.prefix}{shard:08}.jsonl"
 
     def write(self, shard: int, lines: Sequence[Mapping[str, Any]]) -> None:
         """The shard is done: its file appears whole, its last line says what it holds."""

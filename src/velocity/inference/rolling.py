@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from velocity.config.generate import GenerationConfig
+from velocity.config.inference import GenerationConfig
 from velocity.distributed import pulse
 from velocity.distributed.memory import is_out_of_memory
 from velocity.inference.cache import RollingCache, own_mask, plain_cache, rolls, select_rows

@@ -32,7 +32,7 @@ from velocity.inference.output import completed, write_jsonl, write_parquet
 from velocity.inference.progress import Progress, Report
 from velocity.inference.request import Completion, Request, seed_of
 from velocity.inference.text import Spoken
-from velocity.inference.work import Work
+from velocity.inference.work import Work, claims, finish_all
 from velocity.runs.folder import RunFolder
 from velocity.runs.rank import as_rank
 from velocity.terminal import say
@@ -86,10 +86,12 @@ def generate(run: RunFolder, ranks: Ranks, stopping: Callable[[], bool] = lambda
     if todo:
         if ranks.first:
             say("loading the model …")
-        engine = build.build_engine(job, folder, json.loads(run.deepspeed.read_text()), ranks, prompts)
+        engine = build.build_engine(
+            job, folder, json.loads(run.deepspeed.read_text()), ranks, build.longest_row(job, prompts.lengths)
+        )
         tokenizer = load_tokenizer(folder, job.data.chat_template, remote_code=job.model.trust_remote_code)
         speaker = Speaker(job, prompts, Spoken(tokenizer, job.generation, folder))
-        with _mirrored(run, ranks, url) as written:
+        with mirrored(run, ranks, url) as written:
             _complete(run, ranks, engine, speaker, todo, stopping, written)
     if ranks.first:
         if url is not None and ranks.private:
@@ -101,7 +103,7 @@ def generate(run: RunFolder, ranks: Ranks, stopping: Callable[[], bool] = lambda
 
 
 @contextmanager
-def _mirrored(run: RunFolder, ranks: Ranks, url: str | None) -> Iterator[Callable[[Path], None]]:
+def mirrored(run: RunFolder, ranks: Ranks, url: str | None) -> Iterator[Callable[[Path], None]]:
     """What is told of finished shards sends them to the mirror; at the end, which all ranks await, they are there."""
     if url is None:
         yield lambda file: None
@@ -135,30 +137,16 @@ def _complete(  # noqa: PLR0913 - all that answering depends on
     """Every shard that was to do is done, by us or by others; InterruptedRun where we are asked to stop."""
     tally, prompts = Tally(ranks), speaker.prompts
     ledger = Ledger(run.shards, prompts.lengths, written)
-    work = Work(ledger, _claims(engine, tally, todo), speaker.requests_of, speaker.describe, writes=engine.leads)
-    decoder = build.build_decoder(speaker.job, engine, speaker.spoken, prompts)
+    work = Work(ledger, claims(engine, tally, todo), speaker.requests_of, speaker.describe, writes=engine.leads)
+    longest = build.longest_row(speaker.job, prompts.lengths)
+    decoder = build.build_decoder(speaker.job, engine, speaker.spoken, longest, prompts.shared)
     rows = sum(len(ledger.shards[shard]) for shard in todo)
     report = Report(run.metrics, run.log, len(prompts), len(prompts) - rows, say) if ranks.first else None
     progress = Progress(tally, stopping, report, ranks.device, counts=engine.leads)
     try:
-        for request, completion in decoder.run(work, progress):
-            progress.row(request.sample == 0)
-            work.done(request, completion)
-        if work.unfinished or not progress.leave(ranks):
-            raise InterruptedRun("stopped; finished rows are kept", fix="run the same command to go on")
+        finish_all(work, decoder.run(work, progress), progress, ranks)
     finally:
-        progress.close()
         engine.close()
-
-
-def _claims(engine: Engine, tally: Tally, todo: Sequence[int]) -> Callable[[], int | None]:
-    """The next shard that no group has taken yet, the same on all ranks of ours."""
-
-    def claim() -> int | None:
-        place = engine.agree(tally.add("taken") - 1 if engine.leads else None)
-        return todo[place] if place < len(todo) else None
-
-    return claim
 
 
 def finish(run: RunFolder, job: GenerateJob, prompts: PromptStore, ledger: Ledger) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.generation.logits_process import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from velocity.config.generate import GenerationConfig
+from velocity.config.inference import GenerationConfig
 
 
 class Sampler:

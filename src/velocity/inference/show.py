@@ -10,6 +10,7 @@ from rich.table import Table
 
 from velocity.distributed import failure
 from velocity.runs.opened import open_run
+from velocity.runs.sparkline import sparkline
 
 
 def summarise(path: Path) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def summarise(path: Path) -> dict[str, Any]:
         "rows": told[-1]["step"] if told else 0,
         "rows_per_second": told[-1]["rows_per_second"] if told else None,
         "tokens_per_second": told[-1]["tokens_per_second"] if told else None,
+        "curve": [line["tokens_per_second"] for line in told],
         "seconds_left": told[-1].get("seconds_left") if told else None,
         "memory_gib": max((line["memory_gib"] for line in told), default=None),
         "completed": finished[-1] if finished else None,
@@ -49,6 +51,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         f"{summary['rows']:,} rows by engine {summary['engine']}, {summary['rows_per_second']:.2f} rows/s, "
         f"{summary['tokens_per_second']:,.0f} new tokens/s, {summary['memory_gib']:.1f} GiB{left}"
     )
+    if len(curve := summary["curve"]) > 1:
+        console.print(f"new tokens/s {curve[0]:,.0f} {sparkline(curve)} {curve[-1]:,.0f}")
     if (done := summary["completed"]) is None:
         return
     ends = ", ".join(f"{count:,} by {reason}" for reason, count in sorted(done["finish_reasons"].items()))

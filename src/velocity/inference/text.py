@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from velocity.config.generate import GenerationConfig
+from velocity.config.inference import GenerationConfig
 from velocity.data.tokenizer import turn_ends
 from velocity.errors import UserError
 

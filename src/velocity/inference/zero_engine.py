@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from velocity.distributed import comm
 from velocity.distributed.comm import Ranks
@@ -34,7 +34,7 @@ class ZeroEngine:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._engine: Any = deepspeed.initialize(model=model, config=dict(config))[0]
+            self._engine: Any = deepspeed.initialize(model=_Used(model), config=dict(config))[0]
         self._engine.eval()
         self.model, self.device, self._writes = model, ranks.device, ranks.first
         self._takes = accepted(model)
@@ -42,8 +42,13 @@ class ZeroEngine:
 
     def forward(self, step: Step) -> Tensor:
         """Return logits_BV in fp32: of each row's last token."""
+        return self.run(lambda model: last_logits(model, step, self._takes))
+
+    def run(self, use: Callable[[Any], Tensor]) -> Tensor:
+        """Return what a use of the model gives; all ranks use theirs in step, each with rows of its own."""
         # through the engine, not the module: it finds weights that a module reads though they are another's
-        return last_logits(self._engine, step, self._takes)
+        result: Tensor = self._engine(use)
+        return result
 
     def idle(self) -> None:
         """Take part in the forward of the others."""
@@ -66,3 +71,14 @@ class ZeroEngine:
         """Nothing of the weights is left on the disk."""
         if self._swap is not None and self._writes:
             shutil.rmtree(self._swap, ignore_errors=True)
+
+
+class _Used(nn.Module):
+    """A model whose forward is whatever use of it is given: DeepSpeed fetches weights inside its own forward alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, use: Callable[[Any], Tensor]) -> Tensor:
+        return use(self.model)

@@ -9,23 +9,25 @@ from velocity.launch.launcher import Launcher
 def build_launcher(kind: str) -> Launcher:
     """What submits jobs to the target; UserError where it is none that jobs are submitted to."""
     if kind == "local":
-        from velocity.launch.background import LocalLauncher
+        from velocity.launch.supervised.here import Here
+        from velocity.launch.supervised.launcher import SupervisedLauncher
 
-        return LocalLauncher()
+        return SupervisedLauncher(Here())
     if kind == "ssh":
-        from velocity.launch.ssh import SshLauncher
+        from velocity.launch.supervised.launcher import SupervisedLauncher
+        from velocity.launch.supervised.ssh import Ssh
 
-        return SshLauncher()
+        return SupervisedLauncher(Ssh())
     if kind == "slurm":
-        from velocity.launch.slurm import SlurmLauncher
+        from velocity.launch.slurm.launcher import SlurmLauncher
 
         return SlurmLauncher()
     if kind == "sagemaker":
-        from velocity.launch.sagemaker import SageMakerLauncher
+        from velocity.launch.sagemaker.launcher import SageMakerLauncher
 
         return SageMakerLauncher()
     if kind == "kubernetes":
-        from velocity.launch.kubernetes import KubernetesLauncher
+        from velocity.launch.kubernetes.launcher import KubernetesLauncher
 
         return KubernetesLauncher()
     raise UserError(f"unknown target {kind}", "--on", "one of local, ssh, slurm, sagemaker, kubernetes")

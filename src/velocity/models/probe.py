@@ -62,9 +62,12 @@ def check_sharing(policy: Callable[[Batch], Tensor], vocabulary: int) -> None:
 
 
 @torch.no_grad()
-def own_scores(scorer: CausalScorer) -> Tensor:
-    """logps_S of the probe's sequence, from the logits of the model's own forward."""
-    ids_S = _row((0,), scorer.vocabulary).input_ids_BS[0].to(next(scorer.parameters()).device)
+def own_scores(scorer: CausalScorer, device: torch.device | None = None) -> Tensor:
+    """logps_S of the probe's sequence, from the logits of the model's own forward.
+
+    `device` is where it computes, where its weights wait elsewhere.
+    """
+    ids_S = _row((0,), scorer.vocabulary).input_ids_BS[0].to(device or next(scorer.parameters()).device)
     logps_SV = torch.log_softmax(scorer.whole_logits(ids_S)[:-1].float(), dim=-1)
     return logps_SV.gather(-1, ids_S[1:, None])[:, 0]
 

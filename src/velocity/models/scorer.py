@@ -85,7 +85,7 @@ class CausalScorer(nn.Module):
     def _logps_of(self, tokens: Tokens, bounds: dict[str, Any]) -> Tensor:
         """logps_T of ids, positions and labels that lie end to end."""
         ids_T, positions_T, labels_T = tokens
-        return self.score(self._hidden(ids_T, positions_T, bounds), labels_T)
+        return self.score(self.hidden(ids_T, positions_T, bounds), labels_T)
 
     def score(self, hidden_TD: Tensor, labels_T: Tensor) -> Tensor:
         """logps_T of labels, from what the last layer's norm gives."""
@@ -106,7 +106,8 @@ class CausalScorer(nn.Module):
         bounds = {**bounds_of(lengths_B, shared_B, ids_T.device), "spread": spread}
         return spread.whole(self._logps_of((ids_T, positions_T, labels_T), bounds))[:count]
 
-    def _hidden(self, ids_T: Tensor, positions_T: Tensor, bounds: dict[str, Any]) -> Tensor:
+    def hidden(self, ids_T: Tensor, positions_T: Tensor, bounds: dict[str, Any]) -> Tensor:
+        """hidden_TD, as the last layer's norm gives it, of tokens that lie end to end."""
         # without a cache: with one, transformers no longer isolates by position ids
         output = self.model.base_model(input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False, **bounds)
         hidden: Tensor = output.last_hidden_state[0]
@@ -129,12 +130,21 @@ class CausalScorer(nn.Module):
         return torch.cat([*logps, self._logps(*parts[-1])])
 
     def _logps(self, hidden_ND: Tensor, labels_N: Tensor) -> Tensor:
-        logits_NV = self.model.get_output_embeddings()(hidden_ND).float()
+        return -F.cross_entropy(self.logits(hidden_ND), labels_N, reduction="none")
+
+    def head(self, hidden_ND: Tensor) -> Tensor:
+        """What the model's head makes of it, before scale and softening."""
+        raw_NV: Tensor = self.model.get_output_embeddings()(hidden_ND)
+        return raw_NV
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """logits_NV in fp32 of what the last layer's norm gives."""
+        logits_NV: Tensor = self.head(hidden_ND).float()
         if self.rules.scale != 1.0:
             logits_NV = logits_NV * self.rules.scale
         if self.rules.softcap is not None:
             logits_NV = self.rules.softcap * torch.tanh(logits_NV / self.rules.softcap)
-        return -F.cross_entropy(logits_NV, labels_N, reduction="none")
+        return logits_NV
 
 
 def bounds_of(lengths_B: Rows, shared_B: Rows, device: torch.device) -> dict[str, Any]:
@@ -147,9 +157,10 @@ def bounds_of(lengths_B: Rows, shared_B: Rows, device: torch.device) -> dict[str
         return {**bounds, "cu_seq_lens_k": queries, "max_length_k": max(lengths)}
     shared = [count for row in shared_B for count in row]
     places: list[int] = []
-    for i, (count, start, length) in enumerate(zip(shared, starts, lengths, strict=False)):
-        before = starts[i - 1] if count else 0
-        places += [*range(before, before + count), *range(start, start + length)]
+    first = 0
+    for count, start, length in zip(shared, starts, lengths, strict=False):
+        first = first if count else start
+        places += [*range(first, first + count), *range(start, start + length)]
     seen = [count + length for count, length in zip(shared, lengths, strict=True)]
     keys = torch.tensor([0, *accumulate(seen)], dtype=torch.int32, device=device)
     key_places = torch.tensor(places, device=device)

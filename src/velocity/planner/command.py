@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from velocity.config.generate import GenerateJob
+from velocity.config.inference import InferenceJob
 from velocity.config.job import LoadedJob, placed
-from velocity.config.launch import LaunchConfig, SageMakerConfig
 from velocity.config.resolved import is_resolved
+from velocity.config.sagemaker import SageMakerConfig
 from velocity.config.sections import ModelConfig
+from velocity.config.target import LaunchConfig
 from velocity.errors import UserError
 from velocity.planner import generation, table
 from velocity.planner.hardware import Hardware
@@ -53,7 +54,7 @@ def answer(loaded: LoadedJob[Any], cluster: Cluster, price: float | None, *, as_
     with placed(loaded.origins):
         folder = config_folder(loaded.job.model)
         asked = _on(loaded, cluster)
-        if isinstance(loaded.job, GenerateJob):
+        if isinstance(loaded.job, InferenceJob):
             described = generation.describe(generation.plans(asked, cluster, folder), cluster)
             if not as_json:
                 generation.print_plans(described)

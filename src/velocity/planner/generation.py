@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from velocity.config.generate import GenerateJob, with_engine
+from velocity.config.inference import InferenceJob, with_engine
 from velocity.config.job import LoadedJob
 from velocity.errors import UserError
 from velocity.planner.hardware import GIB
@@ -22,7 +22,7 @@ PROMPT_TOKENS = 256  # a guess, where the job limits its prompts not
 class Generation:
     """A job without `auto`, with the bytes of a rank's device and its speed."""
 
-    loaded: LoadedJob[GenerateJob]
+    loaded: LoadedJob[InferenceJob]
     weights: float
     cache: float
     logits: float
@@ -45,7 +45,7 @@ class Generation:
         return f"engine {job.generation.engine}{split}{away}, {job.batch.rows} rows"
 
 
-def plans(loaded: LoadedJob[GenerateJob], cluster: Cluster, model_folder: Path) -> list[Generation]:
+def plans(loaded: LoadedJob[InferenceJob], cluster: Cluster, model_folder: Path) -> list[Generation]:
     """The planner's choice, then what else the job leaves open, the fastest first; empty where no size is known."""
     size = model_size(model_folder)
     if size is None:
@@ -64,7 +64,7 @@ def plans(loaded: LoadedJob[GenerateJob], cluster: Cluster, model_folder: Path) 
     return [first, *sorted(others, key=lambda one: (one.total > one.room, -one.tokens_per_second))]
 
 
-def _taken(loaded: LoadedJob[GenerateJob], cluster: Cluster, size: ModelSize) -> Generation:
+def _taken(loaded: LoadedJob[InferenceJob], cluster: Cluster, size: ModelSize) -> Generation:
     """What a resolved job takes of a rank, and how fast all of them are together."""
     job, hardware = loaded.job, cluster.hardware
     strategy, processes = job.strategy, int(job.launch.processes)
@@ -75,7 +75,7 @@ def _taken(loaded: LoadedJob[GenerateJob], cluster: Cluster, size: ModelSize) ->
     layer = size.layer * each
     resident = 2 * layer + size.embedding * each if streamed else whole / group
     share = whole / processes if streamed else 0.0
-    prompt = job.data.max_prompt_tokens or PROMPT_TOKENS
+    prompt = job.prompt_tokens or PROMPT_TOKENS
     rows = int(job.batch.rows)
     places = min(int(job.batch.tokens), rows * (prompt + job.generation.max_new_tokens))
     cache = places * cache_bytes(size, "fp32" if each == 4 else "bf16") / group

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from velocity.config.generate import GenerateJob, with_engine
+from velocity.config.inference import AnyInference, InferenceJob, with_engine
 from velocity.config.job import LoadedJob
 from velocity.errors import UserError
 from velocity.planner.device import Precision, choose_precision, choose_processes, device_bytes
@@ -30,7 +30,7 @@ class _Choice:
     why: str
 
 
-def resolve(loaded: LoadedJob[GenerateJob], cluster: Cluster, model_folder: Path) -> LoadedJob[GenerateJob]:
+def resolve(loaded: LoadedJob[AnyInference], cluster: Cluster, model_folder: Path) -> LoadedJob[AnyInference]:
     """The job without an `auto` that a plan decides; the origin of what was chosen reads `planner: reason`."""
     job, size, hardware = loaded.job, model_size(model_folder), cluster.hardware
     if job.strategy.kernel_injection and not hardware.gpus:
@@ -60,7 +60,7 @@ def resolve(loaded: LoadedJob[GenerateJob], cluster: Cluster, model_folder: Path
 
 
 def _engine(
-    job: GenerateJob, cluster: Cluster, processes: int, precision: Precision, size: ModelSize | None
+    job: InferenceJob, cluster: Cluster, processes: int, precision: Precision, size: ModelSize | None
 ) -> _Choice:
     asked, tensor = job.generation.engine, job.strategy.tensor
     offload = job.strategy.offload.parameters
@@ -75,7 +75,7 @@ def _engine(
     if asked == "transformers" or size is None:
         return _Choice("transformers", 1, "none", UNKNOWN if asked == "auto" else "each rank holds a whole model")
     weights, room = size.parameters * _bytes(precision), device_bytes(cluster.hardware, processes // cluster.nodes)
-    row = cache_bytes(size, precision) * (job.generation.max_new_tokens + (job.data.max_prompt_tokens or 0))
+    row = cache_bytes(size, precision) * (job.generation.max_new_tokens + (job.prompt_tokens or 0))
     fits = f"{weights / GIB:.1f} GiB of weights; a device has {room / GIB:.1f} GiB for us"
     if weights + row <= room:
         return _Choice("transformers", 1, "none", fits)
@@ -97,7 +97,7 @@ def _split(group: int, processes: int, why: str) -> _Choice:
     return _Choice("deepspeed", group, "none", why)
 
 
-def _zero(job: GenerateJob, cluster: Cluster, processes: int, precision: Precision, size: ModelSize | None) -> _Choice:
+def _zero(job: InferenceJob, cluster: Cluster, processes: int, precision: Precision, size: ModelSize | None) -> _Choice:
     """Weights wait in host memory where that holds them, else on the fast disk that the job names."""
     offload = job.strategy.offload
     if offload.parameters != "auto":
@@ -113,7 +113,7 @@ def _zero(job: GenerateJob, cluster: Cluster, processes: int, precision: Precisi
 
 
 def _batch(  # noqa: PLR0913 - what a batch follows from
-    job: GenerateJob,
+    job: InferenceJob,
     cluster: Cluster,
     processes: int,
     precision: Precision,

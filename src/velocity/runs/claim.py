@@ -28,7 +28,7 @@ PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "saf
 class Manifest:
     """What of a job's inputs is written down: their hash, `facts` for environment.json, and the engine's settings.
 
-    `rejected` are files with the records that were left out.
+    `rejected` are files with the records that were left out, `audit` is what was found in the text of the data.
     """
 
     hash: str
@@ -36,6 +36,7 @@ class Manifest:
     rejected: Sequence[Path]
     deepspeed: Mapping[str, Any]
     origins: Mapping[str, str] = field(default_factory=dict)  # of each of those settings: a key of the job, or why
+    audit: Mapping[str, Any] | None = None
 
 
 def is_complete(loaded: LoadedJob[Job], inputs: str) -> bool:
@@ -87,6 +88,10 @@ def claim(loaded: LoadedJob[Job], manifest: Manifest, hardware: Mapping[str, Any
         write_atomically(run.deepspeed_origins, json.dumps(dict(manifest.origins), indent=1) + "\n")
     write_atomically(run.environment, json.dumps(_environment(manifest, hardware, processes), indent=1) + "\n")
     _collect_rejected(run, manifest.rejected)
+    if manifest.audit is None:
+        run.audit.unlink(missing_ok=True)
+    else:
+        write_atomically(run.audit, json.dumps(manifest.audit, indent=1) + "\n")
     run.begin(manifest.hash)
     return run
 

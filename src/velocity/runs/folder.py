@@ -42,14 +42,18 @@ class RunFolder:
         self.merged = path / "merged"  # model/ where that is an adapter, put into the model it belongs to
         self.log = path / "log.txt"
         self.rejected = path / "rejected.jsonl"
+        self.audit = path / "audit.json"  # what is known to be wrong with the text of the data
         self.failures = path / "failures"
-        self.shards = path / "shards"  # a generate job's finished ones, until its completions are put together
+        self.shards = path / "shards"  # a job's finished ones that answers or scores rows, until all are put together
+        self.rows = path / "rows"  # what an evaluate job found of each row, a file a set
+        self.evaluation = path / "evaluation.json"  # and what they say together
         self.completions = {kind: path / f"completions.{kind}" for kind in ("jsonl", "parquet")}
 
     @property
     def result(self) -> Path | None:
-        """The tuned model, or the completions; None where there is none yet."""
-        return next((path for path in (self.model, *self.completions.values()) if path.exists()), None)
+        """The tuned model, the completions, or the figures; None where there is none yet."""
+        results = (self.model, *self.completions.values(), self.evaluation)
+        return next((path for path in results if path.exists()), None)
 
     def status(self) -> dict[str, Any]:
         """`state` (new, running, complete, interrupted, failed) and what belongs to it."""

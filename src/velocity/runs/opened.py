@@ -19,7 +19,12 @@ def open_run(path: Path) -> tuple[RunFolder, Any, dict[str, Any]]:
     run = RunFolder(path)
     if not is_resolved(run.job):
         raise UserError("not a run folder: it has no job.yaml of a run", str(path), "give the output folder of a job")
+    return run, read_resolved(run.job), status_of(run)
+
+
+def status_of(run: RunFolder) -> dict[str, Any]:
+    """The status of a run on this machine's disk; `killed` where it says `running`, and no process holds the folder."""
     status = run.status()
     if status["state"] == "running" and not run.is_held():
-        status = {**status, "state": "killed"}
-    return run, read_resolved(run.job), status
+        return {**status, "state": "killed"}
+    return status

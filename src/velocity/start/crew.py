@@ -100,6 +100,7 @@ class Nodes:
     def __init__(self, place: Place, meeting: Meeting) -> None:
         self.place, self.meeting = place, meeting
         self.count, self.first, self.private = len(place.hosts), place.first, False
+        self.heard = False  # the error that ends us is one that the first node has, too
         self._calls = 0
         self._stopped_at: float | None = None  # when another node's ranks were seen to have stopped in good order
 
@@ -114,7 +115,7 @@ class Nodes:
             said = _written(from_system(error), self.place.host)
         for text in self._gathered(said):
             if text:
-                raise _read(text)
+                raise self._shared(text)
         return results[0]
 
     def from_first(self, work: Callable[[], Any]) -> Any:
@@ -124,7 +125,7 @@ class Nodes:
         if not self.first:
             said = json.loads(self._heard(lambda: self.meeting.from_first(name, None)))
             if "error" in said:
-                raise _read(said["error"])
+                raise self._shared(said["error"])
             return said["value"]
         try:
             value = work()
@@ -255,7 +256,12 @@ class Nodes:
         try:
             return ask()
         except Aborted as aborted:
-            raise _read(str(aborted)) from None
+            raise self._shared(str(aborted)) from None
+
+    def _shared(self, text: str) -> VelocityError:
+        """The error of one node, which ends all of them."""
+        self.heard = not self.first
+        return _read(text)
 
     def give_up(self, error: VelocityError) -> None:
         """The other nodes hear why we do, where they wait for us."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any, Protocol, TypeAlias
 from velocity.checkpoints import restore, store
 from velocity.checkpoints.commit import committed, damage, step_of
 from velocity.checkpoints.mirror import FINISH_SECONDS, Mirror
+from velocity.config.evaluate import EvaluateJob
 from velocity.config.generate import GenerateJob
+from velocity.config.inference import InferenceJob
 from velocity.config.job import Job, LoadedJob
 from velocity.config.load import TASKS
 from velocity.config.training import TrainingJob
+from velocity.evaluation import setup as evaluation
 from velocity.inference import setup as inference
 from velocity.inference.mirror import has_result, send_result
 from velocity.planner import generation, table
@@ -59,6 +63,11 @@ class Family:
     send_rest: Callable[[Any], None] = lambda job: None  # what of a complete run is not elsewhere yet
     fetch: Callable[[Any, Path], object] = lambda job, folder: None  # what an earlier attempt left elsewhere
 
+    @property
+    def check(self) -> Any:
+        """The module `check` beside the ranks' one: it needs what they need, so it is imported when asked for."""
+        return importlib.import_module(f"{self.module.rpartition('.')[0]}.check")
+
 
 def _spread(job: TrainingJob) -> str:
     return job.strategy.describe()
@@ -90,32 +99,37 @@ def _from_mirror(job: TrainingJob, folder: Path) -> None:
         restore.restore(job.checkpoint.mirror, folder, have=max(map(step_of, whole), default=-1))
 
 
-def _rows_mirror(job: GenerateJob, *, fresh: bool) -> None:
+def _rows_mirror(job: InferenceJob, *, fresh: bool) -> None:
     if job.checkpoint.mirror is not None and (fresh or not RunFolder(job.output).shards.is_dir()):
         restore.check(job.checkpoint.mirror, fresh=fresh)
 
 
-def _mirror_package(job: GenerateJob) -> None:
+def _mirror_package(job: InferenceJob) -> None:
     if job.checkpoint.mirror is not None:
         store.check_installed(job.checkpoint.mirror)
 
 
-def _completions_to_mirror(job: GenerateJob) -> None:
-    """The mirror has the completions of a complete run, though that was killed before it had sent them."""
+def _measuring_packages(job: EvaluateJob) -> None:
+    _mirror_package(job)
+    evaluation.check_installed(job)
+
+
+def _rows_to_mirror(job: InferenceJob) -> None:
+    """The mirror has the result of a complete run, though that was killed before it had sent them."""
     if job.checkpoint.mirror is not None and not has_result(job.checkpoint.mirror):
         send_result(job.checkpoint.mirror, RunFolder(job.output).path)
 
 
-def _rows_from_mirror(job: GenerateJob, folder: Path) -> None:
+def _rows_from_mirror(job: InferenceJob, folder: Path) -> None:
     if job.checkpoint.mirror is not None:
         restore.fetch_shards(job.checkpoint.mirror, folder)
 
 
-def _engine(job: GenerateJob) -> str:
+def _engine(job: InferenceJob) -> str:
     return f"engine {job.generation.engine}, {job.strategy.precision}"
 
 
-def _streams(job: GenerateJob) -> bool:
+def _streams(job: InferenceJob) -> bool:
     return job.strategy.offload.parameters != "none"
 
 
@@ -123,7 +137,7 @@ def _training_explained(loaded: LoadedJob[TrainingJob], cluster: Cluster, folder
     return table.describe(training_plan.plan_job(loaded, cluster, folder))
 
 
-def _inference_explained(loaded: LoadedJob[GenerateJob], cluster: Cluster, folder: Path) -> dict[str, Any]:
+def _inference_explained(loaded: LoadedJob[InferenceJob], cluster: Cluster, folder: Path) -> dict[str, Any]:
     return generation.describe(generation.plans(loaded, cluster, folder), cluster)
 
 
@@ -136,7 +150,12 @@ FAMILIES: Mapping[type[Job], Family] = {
     GenerateJob: Family(
         "velocity.inference.run", inference_plan.resolve, inference.prepare_inputs, _engine, _inference_explained,
         thrifty=_streams, check_installed=_mirror_package, check_mirror=_rows_mirror,
-        send_rest=_completions_to_mirror, fetch=_rows_from_mirror,
+        send_rest=_rows_to_mirror, fetch=_rows_from_mirror,
+    ),
+    EvaluateJob: Family(
+        "velocity.evaluation.run", inference_plan.resolve, evaluation.prepare_inputs, _engine, _inference_explained,
+        thrifty=_streams, check_installed=_measuring_packages, check_mirror=_rows_mirror,
+        send_rest=_rows_to_mirror, fetch=_rows_from_mirror,
     ),
 }  # fmt: skip
 

@@ -10,12 +10,13 @@ from typing import Protocol
 from velocity.distributed.meeting import Meeting
 from velocity.errors import VelocityError, shown
 from velocity.files import write_atomically
-from velocity.launch.aws import node as sagemaker
-from velocity.launch.place import find_place, verdict_file
+from velocity.launch.place import Place, find_place, verdict_file
+from velocity.launch.sagemaker import node as sagemaker
 from velocity.secrets import scrub
 from velocity.start.crew import Nodes
 from velocity.start.families import AnyLoaded
 from velocity.start.run import run_all
+from velocity.terminal import say
 
 
 class Around(Protocol):
@@ -30,13 +31,22 @@ class Around(Protocol):
         ...
 
 
+class SaidElsewhere(Exception):
+    """What ends this node is an error that the first one says: a log of all of them is to have it once."""
+
+    def __init__(self, error: VelocityError, place: Place) -> None:
+        self.error = error
+        what = error.problems[0].what.splitlines()[0]
+        super().__init__(f"{place.host} ends with {place.hosts[0]}, which says why: {what}")
+
+
 AROUND: Mapping[str, Around] = {"sagemaker": sagemaker}
 
 
 def run_here(target: str, load: Callable[[], Sequence[AnyLoaded]], *, started: float) -> None:
-    """The jobs are done, on all nodes; else the error that says why not, the same on each of them.
+    """The jobs are done, on all nodes; else the error that says why not, or its exit status where another node says it.
 
-    `load` reads the job files; `started` is in seconds since 1970.
+    The verdict is the same on each of them. `load` reads the job files; `started` is in seconds since 1970.
     """
     around, verdict = AROUND.get(target), verdict_file()
     try:
@@ -44,10 +54,13 @@ def run_here(target: str, load: Callable[[], Sequence[AnyLoaded]], *, started: f
             around.begin()
         _run(target, load, started)
     except BaseException as caught:
-        error = shown(caught)
+        error = caught.error if isinstance(caught, SaidElsewhere) else shown(caught)
         _tell(verdict, error)
         if around is not None:
             around.leave(error)
+        if isinstance(caught, SaidElsewhere):
+            say(str(caught))
+            raise SystemExit(error.exit_status) from caught
         raise error from caught
     _tell(verdict, None)
 
@@ -61,8 +74,11 @@ def _run(target: str, load: Callable[[], Sequence[AnyLoaded]], started: float) -
     crew = Nodes(place, meeting)
     try:
         run_all(load(), fresh=False, started=started, crew=crew)
-    except BaseException as error:
-        crew.give_up(shown(error))
+    except BaseException as caught:
+        error = shown(caught)
+        crew.give_up(error)
+        if crew.heard:
+            raise SaidElsewhere(error, place) from caught
         raise
     finally:
         meeting.leave()

@@ -19,10 +19,11 @@ from velocity.config.base import Mark
 from velocity.config.job import placed
 from velocity.config.load import job_of
 from velocity.distributed import failure
-from velocity.errors import JobError, MemoryFull, UserError
+from velocity.errors import JobError, MemoryFull, UserError, VelocityError
 from velocity.files import write_atomically
 from velocity.launch import local
 from velocity.planner.machines import Cluster
+from velocity.report.write import report_end
 from velocity.runs.claim import check_startable, claim, is_complete
 from velocity.runs.folder import RunFolder
 from velocity.runs.prediction import PROBE_STEPS
@@ -90,7 +91,7 @@ def run_one(loaded: AnyLoaded, *, fresh: bool, started: float | None = None, cre
                 family.send_rest(job)
                 say(f"{job.output} is complete: the same job with the same inputs; nothing to do")
             return False
-        asked = _attempts(Start(loaded, resolved, inputs, cluster, model_folder, fresh, started), crew)
+        asked = _reported(Start(loaded, resolved, inputs, cluster, model_folder, fresh, started), crew)
         if crew.private:  # a later job may start from it, on every node
             crew.each(lambda: None if crew.first else fetch_result(job.checkpoint.mirror, run.path))
         return asked
@@ -107,6 +108,20 @@ def _check_disks(job: Any, crew: Crew) -> None:
     if crew.private and job.checkpoint.mirror is None:
         what = f"the nodes do not share {job.output}, and there is no checkpoint.mirror through which they would"
         raise UserError(what, "checkpoint.mirror", "give one, or an output folder that all nodes see")
+
+
+def _reported(start: Start, crew: Crew) -> bool:
+    """As `_attempts`; however the run ended, its folder has its report."""
+    folder = RunFolder(start.resolved.job.output).path
+    try:
+        asked = _attempts(start, crew)
+    except UserError:  # nothing was started, and the folder may be another job's
+        raise
+    except VelocityError:
+        if crew.first:
+            report_end(folder)
+        raise
+    return (crew.first and report_end(folder)) or asked
 
 
 def _attempts(start: Start, crew: Crew) -> bool:

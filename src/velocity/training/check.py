@@ -17,13 +17,15 @@ from velocity.config.training import TrainingJob
 from velocity.data.audit import Counts, audit, count, token_facts, without_bos
 from velocity.data.corpus import Corpus
 from velocity.data.encode import EncodingRules, TokenSequence
+from velocity.data.inspection.findings import Audit
+from velocity.data.inspection.lines import lines_of
 from velocity.data.layout import build_layout
 from velocity.data.loader import Share, TrainLoader, pack_rows
 from velocity.data.pack import Indices
 from velocity.data.store import SequenceStore
 from velocity.data.tokenizer import load_tokenizer
 from velocity.objectives.build import build_objective
-from velocity.training.setup import prepare_inputs
+from velocity.training.setup import audit_sources, prepare_inputs
 from velocity.training.total import total_steps
 
 SAMPLE_TOKENS = 400
@@ -51,19 +53,22 @@ class CheckReport:
     without_bos: int  # sequences
     sample: TokenSequence
     tokenizer: Any
+    audit: Audit
 
     def describe(self) -> dict[str, Any]:
         """The report as plain values."""
         sets = {name: {**vars(found), "counts": vars(found.counts)} for name, found in self.sets.items()}
         reasons = {key: why for key, why in self.job.origins.items() if why.startswith("planner")}
         run = {"steps": self.steps, "batch": self.batch, "unit": self.unit}
-        return {"sets": sets, **run, "without_bos": self.without_bos, "reasons": reasons}
+        found = {"without_bos": self.without_bos, "audit": self.audit.plain(), "reasons": reasons}
+        return {"sets": sets, **run, **found}
 
 
 def check_job(loaded: LoadedJob[TrainingJob], model_folder: Path, report: Callable[[str], None]) -> CheckReport:
-    """Tokenise (or find) every source, and audit every token; UserError or JobError where something is wrong."""
+    """Tokenise (or find) every source, audit every token and every text; UserError or JobError for what is wrong."""
     job = loaded.job
     inputs = prepare_inputs(job, model_folder, report)
+    found = audit_sources(job, inputs.sources, report, job.data.audit.acts("report", "drop", "error"))
     tokenizer = load_tokenizer(model_folder, job.data.chat_template, remote_code=job.model.trust_remote_code)
     facts, rules = token_facts(tokenizer), EncodingRules.of(job)
     sets = {"train": inputs.train, **inputs.eval}
@@ -82,6 +87,7 @@ def check_job(loaded: LoadedJob[TrainingJob], model_folder: Path, report: Callab
         without_bos=sum(without_bos(store.blocks(), facts) for stores in sets.values() for store in stores),
         sample=inputs.train[0][0],
         tokenizer=tokenizer,
+        audit=found,
     )
 
 
@@ -133,6 +139,8 @@ def print_check(found: CheckReport) -> None:
     for name, report in found.sets.items():
         parts = "  ".join(f"{p} %: {length}" for p, length in report.counts.percentiles.items())
         console.print(f"lengths of {name}:  {parts}")
+    for line in lines_of(found.audit, job.data.audit):
+        console.print(line, markup=False)
     console.print(f"the run: {found.steps:,} steps of {found.batch:,} {found.unit}")
     for key, why in found.job.origins.items():
         if why.startswith("planner: "):

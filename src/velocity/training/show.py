@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,13 @@ from rich.table import Table
 
 from velocity.distributed import failure
 from velocity.runs.opened import open_run
+from velocity.runs.sparkline import sparkline
 
-BLOCKS = "▁▂▃▄▅▆▇█"
-WIDTH = 60
+# What of each step is shown as a line of blocks beside the loss: its name for people, and how its ends are written.
+CURVES = {
+    "learning_rate": ("learning rate", ".3g"), "grad_norm": ("gradient norm", ".3g"),
+    "tokens_per_second": ("tokens/s", ",.0f"), "memory_gib": ("memory in GiB", ".1f"),
+}  # fmt: skip
 
 
 def summarise(path: Path) -> dict[str, Any]:
@@ -32,6 +34,7 @@ def summarise(path: Path) -> dict[str, Any]:
         "steps": len(lines),
         "tokens_trained_on": sum(line["tokens"] for line in lines),
         "losses": [line["loss"] for line in lines],
+        "curves": {name: [line.get(name) for line in lines] for name in CURVES},
         "tokens_per_second": processed / busy if busy else None,
         "seconds": busy,
         "memory_gib": max((line["memory_gib"] for line in lines), default=None),
@@ -65,6 +68,10 @@ def print_summary(summary: dict[str, Any]) -> None:
     if summary["skipped"]:
         console.print(f"{summary['skipped']:,} steps were skipped: their gradient was not finite")
     console.print(f"loss {_number(losses[0], 4)} {sparkline(losses)} {_number(losses[-1], 4)}")
+    for name, (words, form) in CURVES.items():
+        values = summary["curves"][name]
+        first, last = ("not finite" if one is None else format(one, form) for one in (values[0], values[-1]))
+        console.print(f"{words} {first} {sparkline(values)} {last}")
     if summary["results"]:
         table = Table("held-out set", "measure", "before", "after", "change")
         for name, what, before, after in summary["results"]:
@@ -82,17 +89,3 @@ def _change(what: str, before: float | None, after: float | None) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "not finite" if value is None else f"{value:.{digits}f}"
-
-
-def sparkline(values: Sequence[float | None]) -> str:
-    """At most 60 blocks, each the mean of its share of the values, between the lowest and the highest of them.
-
-    None stands for a value that was not finite; a share of such alone is a space.
-    """
-    width = min(WIDTH, len(values))
-    edges = [round(i * len(values) / width) for i in range(width + 1)]
-    shares = [[value for value in values[a:b] if value is not None] for a, b in itertools.pairwise(edges)]
-    means = [sum(share) / len(share) if share else None for share in shares]
-    known = [mean for mean in means if mean is not None]
-    low, span = min(known, default=0.0), (max(known, default=0.0) - min(known, default=0.0)) or 1.0
-    return "".join(" " if mean is None else BLOCKS[round((mean - low) / span * (len(BLOCKS) - 1))] for mean in means)

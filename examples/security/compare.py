@@ -1,0 +1,185 @@
+"""The comparison: a stock model, retrieval, LoRA, full tuning, and that with retrieval, on the same questions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import comparison
+import corpus
+import demo
+import model
+import questions
+import sources
+
+HERE = Path(__file__).parent
+TOP = HERE.parent.parent
+JOBS = HERE / "compare"
+BASE, CORPUS, OUTPUT = "runs/demo/base", "runs/demo/corpus", "runs/compare"  # as the job files name them
+TRAINING = ("pretrain", "sft", "lora-pretrain", "lora-sft")
+MODELS = {"stock": "", "lora": "lora", "full": "full"}  # name: its run below the output folder; stock has none
+WITH_RETRIEVAL = ("stock", "full")
+GENERAL_ROWS = 61  # records of general English that are measured on: 26,000 tokens tell a perplexity to 2 %
+TEXTS = ("train", "unseen", "general", "general_replay")
+QUESTIONS = ("choices_train", "choices_seen", "choices_unseen")
+QUICK_ROWS = 8
+QUICK = {
+    "pretrain": ("duration.steps=2", "batch.tokens=1024"),
+    "sft": ("duration.steps=2", "batch.tokens=1024"),
+    "evaluate": ("data.sequence_length=512", "data.on_long_chat=cut"),
+}
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the model, the texts, the questions and the results are."""
+
+    model: Path
+    corpus: Path
+    questions: Path
+    output: Path
+
+    def of(self, named: str) -> str:
+        """The path that stands for one that a job file names."""
+        path = Path(named)
+        if named == BASE:
+            return str(self.model)
+        if path.is_relative_to(CORPUS):
+            return str((self.questions if path.name.startswith("choices") else self.corpus) / path.name)
+        return str(self.output / path.relative_to(OUTPUT)) if path.is_relative_to(OUTPUT) else named
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is not done yet, print the table and draw the picture; return the exit status."""
+    options = parse(arguments)
+    places = Places(*map(Path, (options.model, options.corpus, options.questions, options.output)))
+    places.output.mkdir(parents=True, exist_ok=True)
+    try:
+        make_missing(places)
+        places = shortened(places) if options.quick else places
+        make_sets(places)
+    except (sources.SourceError, model.ModelError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    started = time.monotonic()
+    for job, changes in chain(places, quick=options.quick):
+        print("  $ velocity run", job.name, *changes[-2:], flush=True)
+        status = subprocess.run([sys.executable, "-m", "velocity", "run", str(job), *changes], check=False).returncode
+        if status:
+            return status
+    result = comparison.gather(places.output, [*MODELS], WITH_RETRIEVAL)
+    result["seconds"] = round(time.monotonic() - started, 1)
+    comparison.show(result)
+    comparison.keep(result, TOP if options.save else places.output, command=sys.argv, saved=options.save)
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--corpus", default=CORPUS, help="folder: train, unseen, general, general_replay .jsonl")
+    options.add_argument("--questions", default=CORPUS, help="folder: choices_train, _seen, _unseen .jsonl")
+    options.add_argument("--model", default=BASE, help="the stock model: a folder")
+    options.add_argument("--output", default=OUTPUT, help="where runs, table and picture go")
+    options.add_argument("--quick", action="store_true", help="a smoke run: two steps, few rows; no figure counts")
+    options.add_argument("--save", action="store_true", help="keep the result under benchmarks/results and docs")
+    return options.parse_args(arguments)
+
+
+def make_missing(places: Places) -> None:
+    """The demo's model and texts are there if they are asked for; else FileNotFoundError names what is missing."""
+    texts = [places.corpus / f"{name}.jsonl" for name in TEXTS]
+    asked = [places.questions / f"{name}.jsonl" for name in QUESTIONS]
+    missing = [path for path in (*texts, *asked, places.model / "config.json") if not path.exists()]
+    if not missing:
+        return
+    ours = {TOP / CORPUS, TOP / BASE}
+    if foreign := [path for path in missing if path.parent.absolute() not in ours]:
+        raise FileNotFoundError(f"{foreign[0]} is missing: examples/security/README.md says what belongs there")
+    found = sources.fetch(TOP / demo.DEMO / "downloads")
+    model.convert(found["model"], TOP / BASE)
+    corpus.build(found, TOP / CORPUS)
+
+
+def shortened(places: Places) -> Places:
+    """Return places whose texts and questions are the first few of those: a smoke run is not to read a whole corpus."""
+    few = places.output / "few"
+    for folder, names in ((places.corpus, TEXTS), (places.questions, QUESTIONS)):
+        for name in names:
+            with (folder / f"{name}.jsonl").open(encoding="utf-8") as stream:
+                write(few / f"{name}.jsonl", [line.rstrip("\n") for line in islice(stream, QUICK_ROWS)])
+    return Places(places.model, few, few, places.output)
+
+
+def make_sets(places: Places) -> None:
+    """What is measured on lies below the output folder; what training watches lies beside the texts."""
+    for name in ("unseen", "general"):
+        if not (places.corpus / f"{name}_sample.jsonl").exists():
+            demo.sample(places.corpus / f"{name}.jsonl", demo.SAMPLED[name])
+    chats = places.questions / "choices_train_chats.jsonl"
+    if not chats.exists():
+        rows = map(json.loads, (places.questions / "choices_train.jsonl").read_text("utf-8").splitlines())
+        write(chats, [json.dumps(chat, ensure_ascii=False) for chat in questions.as_chats(rows)])
+    for name, path, rows_at_most in (
+        ("seen", places.questions / "choices_seen.jsonl", None),
+        ("unseen", places.questions / "choices_unseen.jsonl", None),
+        ("texts", places.corpus / "unseen.jsonl", None),
+        ("general", places.corpus / "general.jsonl", GENERAL_ROWS),
+    ):
+        lines = path.read_text("utf-8").splitlines()
+        every = -(-len(lines) // rows_at_most) if rows_at_most else 1
+        write(places.output / "sets" / f"{name}.jsonl", lines[::every])
+
+
+def write(path: Path, lines: Sequence[str]) -> None:
+    """The file holds these lines; left alone where it does already, so that what was measured on it still counts."""
+    text = "".join(f"{line}\n" for line in lines)
+    if not path.exists() or path.read_text("utf-8") != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
+
+
+def chain(places: Places, *, quick: bool = False) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each job's file with what it is to change, in the order in which they run."""
+    for name in TRAINING:
+        job = JOBS / f"{name}.yaml"
+        yield job, [*changed(job, places), *(QUICK[name.removeprefix("lora-")] if quick else ())]
+    for name, run in MODELS.items():
+        for kind in ("", "-retrieval") if name in WITH_RETRIEVAL else ("",):
+            job = JOBS / f"evaluate{kind}.yaml"
+            taken = str(places.output / run) if run else str(places.model)
+            where = places.output / f"judged-{name}{kind}"
+            few = QUICK["evaluate"] if quick else ()
+            yield job, [*changed(job, places), *few, f"model={taken}", f"output={where}"]
+
+
+def changed(job: Path, places: Places) -> list[str]:
+    """Return `key.path=value` for each path of the job file that lies elsewhere."""
+    leaves = flat(yaml.safe_load(job.read_text("utf-8")))
+    moved = {key: places.of(value) for key, value in leaves.items() if isinstance(value, str) and "/" in value}
+    return [f"{key}={json.dumps(value)}" for key, value in moved.items() if value != leaves[key]]
+
+
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings and lists by their dotted keys."""
+    if not isinstance(value, Mapping | list):
+        return {key: value}
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value)
+    return {path: leaf for name, part in inner for path, leaf in flat(part, f"{key}.{name}".lstrip(".")).items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""How good a model is: sets measured row by row, with intervals; passages put before questions."""

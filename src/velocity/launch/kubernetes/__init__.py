@@ -1,0 +1,1 @@
+"""A Kubernetes cluster, as an Indexed Job, by its kubectl."""

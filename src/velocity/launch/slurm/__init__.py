@@ -1,0 +1,1 @@
+"""A Slurm cluster, from a machine that has its sbatch."""

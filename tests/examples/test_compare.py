@@ -1,0 +1,209 @@
+"""The comparison: which jobs run with which paths, and what is made of their figures; no model is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import compare
+import comparison
+
+TOP = Path(__file__).parents[2]
+KEPT = TOP / "benchmarks" / "results" / "comparison.json"
+SHARES = ("accuracy", "accuracy_per_token", "accuracy_per_byte")
+
+
+@pytest.fixture(name="home", autouse=True)
+def _home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(TOP)
+
+
+def places(**moved: str) -> compare.Places:
+    """Return the places that the job files name, some of them moved."""
+    names = {"model": compare.BASE, "corpus": compare.CORPUS, "questions": compare.CORPUS, "output": compare.OUTPUT}
+    return compare.Places(**{name: Path(path) for name, path in {**names, **moved}.items()})
+
+
+def overrides(**moved: str) -> dict[str, list[str]]:
+    """Return what each job changes, by its file's name or, of an evaluation, by its output."""
+    found = compare.chain(places(**moved))
+    return {job.stem if job.stem in compare.TRAINING else changes[-1]: changes for job, changes in found}
+
+
+def test_every_job_runs_once_and_each_model_is_measured_after_it_is_trained():
+    found = [(job.stem, changes) for job, changes in compare.chain(places())]
+    assert [name for name, _ in found[:4]] == ["pretrain", "sft", "lora-pretrain", "lora-sft"]
+    measured = [changes[-2:] for _, changes in found[4:]]
+    assert measured == [
+        [f"model={model}", f"output=runs/compare/judged-{name}"]
+        for name, model in (
+            ("stock", "runs/demo/base"), ("stock-retrieval", "runs/demo/base"), ("lora", "runs/compare/lora"),
+            ("full", "runs/compare/full"), ("full-retrieval", "runs/compare/full"),
+        )
+    ]  # fmt: skip
+
+
+def test_where_nothing_is_moved_a_job_runs_as_its_file_says():
+    assert all(not changes for job, changes in compare.chain(places()) if job.stem in compare.TRAINING)
+
+
+def test_two_paths_bring_in_another_corpus_and_other_questions():
+    found = overrides(corpus="mine/texts", questions="mine/asked")
+    assert 'data.train.0="mine/texts/train.jsonl"' in found["pretrain"]
+    assert 'data.train.1="mine/asked/choices_train_chats.jsonl"' in found["pretrain"]
+    assert 'data.train.2.path="mine/texts/general_replay.jsonl"' in found["pretrain"]
+    judged = next(changes for name, changes in found.items() if name.endswith("judged-full-retrieval"))
+    assert 'retrieval.path="mine/texts/train.jsonl"' in judged
+    assert not [change for changes in found.values() for change in changes if "runs/demo/corpus" in change]
+
+
+def test_another_output_moves_every_run_and_what_starts_from_it():
+    found = overrides(output="elsewhere")
+    assert 'output="elsewhere/full"' in found["sft"]
+    assert 'model="elsewhere/full-pretrain"' in found["sft"]
+    judged = next(changes for name, changes in found.items() if name.endswith("judged-stock"))
+    assert 'data.eval.seen.path="elsewhere/sets/seen.jsonl"' in judged
+
+
+def test_lora_has_the_data_the_order_and_the_length_of_full_tuning():
+    import yaml
+
+    free = {"model", "output", "optimizer", "adapter"}
+    for name in ("pretrain", "sft"):
+        full, lora = (yaml.safe_load((compare.JOBS / f"{kind}{name}.yaml").read_text()) for kind in ("", "lora-"))
+        assert {key: value for key, value in full.items() if key not in free} == {
+            key: value for key, value in lora.items() if key not in free
+        }
+
+
+def lines(path: Path, count: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": f"{number}"}) + "\n" for number in range(count)))
+    return path
+
+
+def test_sets_are_whole_but_for_general_text(tmp_path: Path):
+    where = places(output=str(tmp_path / "out"), corpus=str(tmp_path), questions=str(tmp_path))
+    for name in ("unseen", "general", "choices_seen", "choices_unseen", "choices_train_chats"):
+        lines(tmp_path / f"{name}.jsonl", 130)
+    compare.make_sets(where)
+    counts = {path.stem: len(path.read_text().splitlines()) for path in (tmp_path / "out" / "sets").iterdir()}
+    assert counts == {"seen": 130, "unseen": 130, "texts": 130, "general": 44}  # every third: 130 / 61 is more than 2
+
+
+def test_a_smoke_run_reads_the_first_few_rows_of_every_file(tmp_path: Path):
+    for name in (*compare.TEXTS, *compare.QUESTIONS):
+        lines(tmp_path / f"{name}.jsonl", 20)
+    few = compare.shortened(places(output=str(tmp_path / "out"), corpus=str(tmp_path), questions=str(tmp_path)))
+    assert few.corpus == few.questions == tmp_path / "out" / "few"
+    kept = {path.stem: path.read_text() for path in few.corpus.iterdir()}
+    assert set(kept) == {*compare.TEXTS, *compare.QUESTIONS}
+    assert {text.count("\n") for text in kept.values()} == {compare.QUICK_ROWS}
+
+
+def test_chats_to_train_on_are_made_of_questions_that_have_none(tmp_path: Path):
+    row = {"id": "a/b/0", "prompt": "What?", "choices": ["Yes.", "No."], "answer": 1}
+    for name in ("choices_train", "choices_seen", "choices_unseen"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    for name in ("unseen", "general"):
+        lines(tmp_path / f"{name}.jsonl", 1)
+    compare.make_sets(places(output=str(tmp_path / "out"), corpus=str(tmp_path), questions=str(tmp_path)))
+    chat = json.loads((tmp_path / "choices_train_chats.jsonl").read_text())
+    assert [turn["content"] for turn in chat["messages"]] == ["What?", "No."]
+
+
+def test_a_file_that_is_missing_is_named_and_nothing_is_fetched(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    status = compare.main(["--corpus", str(tmp_path / "mine"), "--output", str(tmp_path / "out")])
+    assert status == 1
+    assert f"{tmp_path}/mine/train.jsonl is missing" in capsys.readouterr().err
+
+
+def judged(folder: Path, right: Sequence[bool], nats: float | None) -> None:
+    """Make the folder an evaluation with these answers, of texts of one token each with so many nats."""
+    (folder / "rows").mkdir(parents=True)
+    rows = [
+        {"id": str(n), "answer": 0, "picked": dict.fromkeys(("sum", "token", "byte"), 0 if ok else 1),
+         "choices": ["a", "b"], "logprobs": [-1.0, -2.0], "tokens": [1, 1], "bytes": [1, 1]}
+        for n, ok in enumerate(right)
+    ]  # fmt: skip
+    share = {"value": sum(right) / len(right), "low": 0.1, "high": 1.0, "better": "higher"}
+    sets: dict[str, Any] = {}
+    for name in ("seen", "unseen"):
+        (folder / "rows" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sets[name] = {"kind": "choices", "rows": len(rows), "measures": dict.fromkeys(SHARES, share)}
+    if nats is not None:
+        texts = [{"id": str(n), "logprob": -nats, "tokens": 1, "bytes": 4} for n in range(10)]
+        for name in ("texts", "general"):
+            (folder / "rows" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+            value = {"value": 2.7**nats, "low": 1.0, "high": 99.0, "better": "lower"}
+            sets[name] = {"kind": "perplexity", "rows": 10, "measures": {"perplexity": value}}
+    (folder / "evaluation.json").write_text(json.dumps({"sets": sets}))
+
+
+@pytest.fixture(name="result")
+def _result(tmp_path: Path) -> dict[str, Any]:
+    half = [True, False] * 100
+    judged(tmp_path / "judged-stock", half, 3.0)
+    judged(tmp_path / "judged-stock-retrieval", [True] * 200, None)
+    judged(tmp_path / "judged-lora", half, 2.9)
+    judged(tmp_path / "judged-full", [True, False, True, True] * 50, 2.5)
+    judged(tmp_path / "judged-full-retrieval", [True] * 200, None)
+    for run in ("full-pretrain", "full", "lora-pretrain", "lora"):
+        (tmp_path / run).mkdir()
+        told = [{"step": 0, "eval": {}}, {"step": 1, "loss": 2.0, "tokens": 5, "seconds": 1.5}]
+        (tmp_path / run / "metrics.jsonl").write_text("\n".join(map(json.dumps, told)))
+    return comparison.gather(tmp_path, list(compare.MODELS), compare.WITH_RETRIEVAL)
+
+
+def test_five_rows_have_their_figures_and_all_but_the_stock_model_what_they_differ_by(result: dict[str, Any]):
+    figures = result["figures"]
+    assert list(figures) == ["stock", "stock-retrieval", "lora", "full", "full-retrieval"]
+    assert figures["full"]["seen"]["value"] == 0.75
+    assert figures["full"]["seen"]["against_stock"]["difference"] == 0.25
+    assert "better by 25.0 points" in figures["full"]["seen"]["against_stock"]["words"]
+    assert "no difference" in figures["lora"]["seen"]["against_stock"]["words"]
+    assert "against_stock" not in figures["stock"]["seen"]
+    assert "texts" not in figures["stock-retrieval"]
+    assert result["training"]["full"] == {"steps": 2, "tokens_trained_on": 10, "seconds_of_steps": 3.0}
+
+
+def test_the_table_has_an_interval_in_each_cell(result: dict[str, Any], capsys: pytest.CaptureFixture[str]):
+    comparison.show(result)
+    shown = capsys.readouterr().out
+    rows = {line.split("│")[1].strip(): line for line in shown.splitlines() if line.startswith("│")}
+    assert list(rows) == [*comparison.WORDS.values()]
+    row = rows["full tuning"]
+    assert row.count("75.0 % (10.0–100.0)") == 2
+    assert "as without" in shown
+
+
+def test_a_kept_result_becomes_the_table_of_the_pages(result: dict[str, Any], tmp_path: Path):
+    comparison.keep({**result, "seconds": 1.0}, tmp_path, command=["compare.py"], saved=False)
+    lines = comparison.markdown(json.loads((tmp_path / "comparison.json").read_text())[-1])
+    assert lines[0].startswith("| | seen questions right |")
+    assert lines[1] == "| --- | --- | --- | --- | --- |"
+    assert (
+        lines[2]
+        == "| stock model | 50.0 % (10.0–100.0) | 50.0 % (10.0–100.0) | 19.68 (1.00–99.00) | 19.68 (1.00–99.00) |"
+    )
+    assert lines[3].endswith("| as without | as without |")
+    assert len(lines) == 2 + 5
+
+
+@pytest.mark.skipif(not KEPT.exists(), reason="no result is kept yet")
+@pytest.mark.parametrize("page", ["README.md", "docs/guides/comparison.md"])
+def test_the_pages_show_the_newest_kept_result(page: str):
+    newest = json.loads(KEPT.read_text("utf-8"))[-1]
+    assert "\n".join(comparison.markdown(newest)) in (TOP / page).read_text("utf-8")
+
+
+def test_the_result_and_a_small_picture_are_kept(result: dict[str, Any], tmp_path: Path):
+    comparison.keep({**result, "seconds": 1.0}, tmp_path, command=["compare.py"], saved=True)
+    entry = json.loads((tmp_path / "benchmarks" / "results" / "comparison.json").read_text())[-1]
+    assert {"hardware", "versions", "command", "training", "time"} <= set(entry)
+    assert next(one for one in entry["figures"] if one["name"] == "full: seen")["value"] == 0.75
+    assert 5_000 < (tmp_path / "docs" / "comparison.png").stat().st_size < 150_000

@@ -126,13 +126,14 @@ def generating(**sections: Any) -> str:
 
 @pytest.mark.parametrize(("task", "kind"), TASKS.items())
 def test_a_task_has_its_class(tmp_path: Path, task: str, kind: type[Job]):
+    others = {"generate": generating(), "evaluate": "{task: evaluate, model: m, output: o, data: {eval: {a: a.jsonl}}}"}
     training = TEXT.replace("task: sft", f"task: {task}").replace("tokens: 128", "rows: 2")
-    job = load(tmp_path, generating() if task == "generate" else training).job
+    job = load(tmp_path, others.get(task, training)).job
     assert (type(job), job.task) == (kind, task)
 
 
 def test_a_job_without_a_task_or_with_one_that_is_none_is_told_all_of_them(tmp_path: Path):
-    fix = "  fix:   task: one of pretrain, sft, preference, generate"
+    fix = "  fix:   task: one of pretrain, sft, preference, generate, evaluate"
     assert problem(tmp_path, TEXT.replace("task: sft", "seed: 0")) == ["'task' is missing", "  where: job.yaml:1", fix]
     assert problem(tmp_path, "seed: 0\n" + TEXT.replace("task: sft", "task: finetune")) == [
         "task: 'finetune' is none of them", "  where: job.yaml:2", fix,

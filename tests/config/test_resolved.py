@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.evaluating import write_evaluate_job
 from tests.making import generate_data, write_job
+from velocity.config.evaluate import EvaluateJob
 from velocity.config.generate import GenerateJob
 from velocity.config.job import Job, LoadedJob
 from velocity.config.load import load_job, read_resolved
@@ -100,6 +102,7 @@ def test_a_field_that_only_the_old_job_has_is_a_difference(tmp_path: Path):
         "output=elsewhere", "duration={steps: 9}", "strategy.zero=3", "strategy.precision=bf16", "checkpoint.every=1",
         "tracking=wandb", "launch.processes=2", "deepspeed={wall_clock_breakdown: true}", "batch.micro=2",
         "data.cache=elsewhere", "data.processes=3", "data.eval_every=5", "preference.reference=live",
+        "data.audit.words=9",
     ],
 )  # fmt: skip
 def test_a_run_goes_on_where_only_this_differs(tmp_path: Path, override: str):
@@ -152,11 +155,39 @@ def test_a_training_run_and_completions_do_not_go_on_from_each_other(tmp_path: P
     assert "task: generate → sft" in differences(generate, training)
 
 
+def load_evaluate(folder: Path, *overrides: str) -> LoadedJob:
+    return load_job(write_evaluate_job(folder / "job.yaml"), overrides)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "output=elsewhere", "strategy.precision=bf16", "batch.rows=3", "launch.processes=2", "generation.engine=zero",
+        "data.cache=elsewhere", "checkpoint.mirror=elsewhere",
+    ],
+)  # fmt: skip
+def test_an_evaluation_goes_on_where_only_this_differs(tmp_path: Path, override: str):
+    job, changed = load_evaluate(tmp_path).job, load_evaluate(tmp_path, override).job
+    assert changed != job
+    assert differences(job, changed) == []
+
+
+@pytest.mark.parametrize("override", ["data.sequence_length=64", "generation.max_new_tokens=9", "retrieval={path: a}"])
+def test_what_changes_a_rows_figures_makes_another_job(tmp_path: Path, override: str):
+    assert differences(load_evaluate(tmp_path).job, load_evaluate(tmp_path, override).job)
+
+
+def test_a_rendered_evaluate_job_reads_back_as_the_same_job(tmp_path: Path):
+    loaded = load_evaluate(tmp_path, "retrieval={path: a}", "benchmarks={tasks: [a, b]}")
+    assert through_a_file(loaded, tmp_path) == loaded.job
+
+
 @pytest.mark.parametrize(
     ("family", "tries"),
     [
         (TrainingJob, test_a_run_goes_on_where_only_this_differs),
         (GenerateJob, test_completions_go_on_where_only_this_differs),
+        (EvaluateJob, test_an_evaluation_goes_on_where_only_this_differs),
     ],
 )
 def test_every_free_key_is_tried_above(family: type[Job], tries: Any):

@@ -11,6 +11,7 @@ import pytest
 
 import compare
 import comparison
+from tests.making import tiny_model_folder, write_jsonl
 
 TOP = Path(__file__).parents[2]
 KEPT = TOP / "benchmarks" / "results" / "comparison.json"
@@ -207,3 +208,27 @@ def test_the_result_and_a_small_picture_are_kept(result: dict[str, Any], tmp_pat
     assert {"hardware", "versions", "command", "training", "time"} <= set(entry)
     assert next(one for one in entry["figures"] if one["name"] == "full: seen")["value"] == 0.75
     assert 5_000 < (tmp_path / "docs" / "comparison.png").stat().st_size < 150_000
+
+
+@pytest.mark.slow
+def test_the_whole_chain_runs_on_a_corpus_and_questions_of_ones_own_and_again_does_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    model = tiny_model_folder(tmp_path / "model")
+    said = "The valve of pump {n} is opened by turning lever {n} to the left, and never while engine {n} runs. "
+    for start, name in enumerate(compare.TEXTS):
+        rows = [{"text": said.format(n=start * 100 + number) * 12} for number in range(12)]
+        write_jsonl(tmp_path / "texts" / f"{name}.jsonl", rows)
+    for start, name in enumerate(compare.QUESTIONS):
+        numbers = range(start * 100, start * 100 + 12)
+        rows = [{"prompt": f"Which lever opens pump {n}?", "choices": [f"{n + k}" for k in range(3)], "answer": 0}
+                for n in numbers]  # fmt: skip
+        write_jsonl(tmp_path / "asked" / f"{name}.jsonl", [{"id": f"q/{n}", **row} for n, row in enumerate(rows)])
+    where = {"model": model, "corpus": tmp_path / "texts", "questions": tmp_path / "asked", "output": tmp_path / "out"}
+    command = ["--quick", *(part for name, path in where.items() for part in (f"--{name}", str(path)))]
+    assert compare.main(command) == 0
+    assert "full tuning + retrieval" in capfd.readouterr().out
+    assert (tmp_path / "out" / "comparison.png").is_file()
+    judged_at = (tmp_path / "out" / "judged-full" / "evaluation.json").stat().st_mtime_ns
+    assert compare.main(command) == 0
+    assert (tmp_path / "out" / "judged-full" / "evaluation.json").stat().st_mtime_ns == judged_at

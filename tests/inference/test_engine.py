@@ -16,7 +16,7 @@ METHODS = [name for name, value in vars(Engine).items() if inspect.isfunction(va
 
 
 def test_the_contract_is_as_small_as_it_is_said_to_be():
-    assert sorted(METHODS) == ["agree", "any", "close", "forward", "idle", "same"]
+    assert sorted(METHODS) == ["agree", "any", "close", "forward", "idle", "run", "same"]
     assert sorted(Engine.__annotations__) == ["device", "leads", "lockstep", "model", "recovers"]
 
 

@@ -118,7 +118,7 @@ class DataConfig(JobData):
         "error", description="what to do with a chat, or a prompt with its answers, that is too long"
     )
     processes: PositiveInt | None = Field(None, description="tokenising processes; one a core if left out")
-    audit: AuditConfig = AuditConfig()
+    audit: AuditConfig = Field(AuditConfig(), description="what is looked for in the texts, before money is spent")
 
     @field_validator("eval")
     @classmethod

@@ -221,9 +221,16 @@ def test_the_whole_chain_runs_on_a_corpus_and_questions_of_ones_own_and_again_do
         write_jsonl(tmp_path / "texts" / f"{name}.jsonl", rows)
     for start, name in enumerate(compare.QUESTIONS):
         numbers = range(start * 100, start * 100 + 12)
-        rows = [{"prompt": f"Which lever opens pump {n}?", "choices": [f"{n + k}" for k in range(3)], "answer": 0}
-                for n in numbers]  # fmt: skip
-        write_jsonl(tmp_path / "asked" / f"{name}.jsonl", [{"id": f"q/{n}", **row} for n, row in enumerate(rows)])
+        asked: list[dict[str, Any]] = [
+            {
+                "id": f"q/{n}",
+                "prompt": f"Which lever opens pump {n}?",
+                "choices": [f"{n + k}" for k in range(3)],
+                "answer": 0,
+            }
+            for n in numbers
+        ]
+        write_jsonl(tmp_path / "asked" / f"{name}.jsonl", asked)
     where = {"model": model, "corpus": tmp_path / "texts", "questions": tmp_path / "asked", "output": tmp_path / "out"}
     command = ["--quick", *(part for name, path in where.items() for part in (f"--{name}", str(path)))]
     assert compare.main(command) == 0

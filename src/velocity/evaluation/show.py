@@ -12,9 +12,8 @@ from rich.table import Table
 
 from velocity.distributed import failure
 from velocity.evaluation.words import caution
+from velocity.runs.folder import is_share
 from velocity.runs.opened import open_run
-
-SHARES = ("accuracy", "exact_match", "f1", "rouge", "chrf", "pattern", "function", "acc")  # said in per cent
 
 
 def summarise(path: Path) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def number(measure: str, value: float | None) -> str:
     """A measure's value for people: a share in per cent."""
     if value is None:
         return "–"
-    return f"{value:.1%}" if measure.startswith(SHARES) else f"{value:,.3f}" if value < 10 else f"{value:,.2f}"
+    return f"{value:.1%}" if is_share(measure) else f"{value:,.3f}" if value < 10 else f"{value:,.2f}"
 
 
 def print_compared(compared: Mapping[str, Any]) -> None:

@@ -117,7 +117,8 @@ def describe(found: list[Generation], cluster: Cluster) -> dict[str, Any]:
     origins = found[0].loaded.origins if found else {}
     reasons = {key: why.removeprefix("planner: ") for key, why in origins.items() if why.startswith("planner: ")}
     machine = {"name": cluster.name, "kind": cluster.kind, "nodes": cluster.nodes, "guesses": list(cluster.guesses)}
-    return {"task": "generate", "machine": machine, "chosen": rows[0] if rows else None, "candidates": rows,
+    task = found[0].loaded.job.task if found else ""
+    return {"task": task, "machine": machine, "chosen": rows[0] if rows else None, "candidates": rows,
             "reasons": reasons}  # fmt: skip
 
 

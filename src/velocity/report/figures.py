@@ -10,12 +10,12 @@ import numpy as np
 from velocity.report import plots
 from velocity.report.compare import measures
 from velocity.report.facts import Run
-from velocity.report.headline import evaluations, interval, is_share, measure
+from velocity.report.headline import evaluations, interval, measure
 from velocity.report.plots import Dot, Level, Line
 from velocity.report.series import Series, is_steep, series_of, smooth, thin
 from velocity.report.spelling import cut, number
 from velocity.report.table import Figure
-from velocity.runs.folder import MEASURES
+from velocity.runs.folder import MEASURES, is_share
 
 CURVES = {
     "loss": "Loss", "learning_rate": "Learning rate", "grad_norm": "Gradient norm",

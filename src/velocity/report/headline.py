@@ -8,12 +8,10 @@ from typing import Any
 
 from velocity.report.facts import Run
 from velocity.report.spelling import count, duration, number, percent
-from velocity.runs.folder import MEASURES
+from velocity.runs.folder import MEASURES, is_share
 from velocity.runs.prediction import measured
 
 Points = list[tuple[float, float | None]]  # a value after a step; None where it was not finite
-# How the names of measures begin that are told as 61.2 %, as `velocity show` tells them.
-SHARES = ("acc", "preference_accuracy", "exact_match", "f1", "rouge", "chrf", "pattern", "function")
 
 
 @dataclass(frozen=True)
@@ -114,11 +112,6 @@ def change(key: str, first: float | None, last: float | None) -> str:
     if is_share(key):
         return f"{100 * (last - first):+.1f} points, from {measure(key, first)}".replace("-", "−")
     return f"{last - first:+.3g}, from {measure(key, first)}".replace("-", "−")
-
-
-def is_share(key: str) -> bool:
-    """True for a measure from 0 to 1 that is told in per cent."""
-    return key.startswith(SHARES)
 
 
 def measure(key: str, value: float | None) -> str:

@@ -22,6 +22,13 @@ MEASURES = {
     "preference_accuracy": "preference accuracy",
     "margin": "reward margin",
 }
+# How the names of measures begin that are shares, told in per cent.
+SHARES = ("acc", "preference_accuracy", "exact_match", "f1", "rouge", "chrf", "pattern")
+
+
+def is_share(measure: str) -> bool:
+    """True for a measure from 0 to 1 that is told in per cent."""
+    return measure.startswith(SHARES)
 
 
 class RunFolder:

@@ -25,7 +25,7 @@ def definitions(jobs: Sequence[Job]) -> list[dict[str, str]]:
 
 def _of(job: Job) -> Iterator[tuple[str, str]]:
     if isinstance(job, InferenceJob):
-        yield "generate:rows_per_second", rf"row [0-9,]+/[0-9,]+  {NUMBER} rows/s"
+        yield f"{job.task}:rows_per_second", rf"row [0-9,]+/[0-9,]+  {NUMBER} rows/s"
         return
     yield "train:loss", rf"step [0-9]+/[0-9]+  loss {NUMBER}"
     if isinstance(job, TrainingJob):

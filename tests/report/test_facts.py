@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tests.report.runs_made import STARTED, fail, restarted, training_run
 from velocity.config.load import load_job
 from velocity.config.resolved import render
 from velocity.errors import UserError
-from velocity.report.facts import read_json, read_run, settings_of
+from velocity.report.facts import _last_stamp, read_json, read_lines, read_run, settings_of
 
 
 def test_every_value_of_a_job_comes_with_where_it_was_set(tmp_path: Path):
@@ -104,3 +105,10 @@ def test_rows_of_one_set_after_another_are_counted_on(tmp_path: Path):
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="not a run folder"):
         read_run(tmp_path)
+
+
+def test_a_pipe_where_a_file_should_be_keeps_nobody_waiting(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    assert read_json(tmp_path / "pipe") == {}
+    assert list(read_lines(tmp_path / "pipe")) == []
+    assert _last_stamp(tmp_path / "pipe") is None

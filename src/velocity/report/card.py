@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from velocity.report.facts import Run, mapping, read_json
+from velocity.report.facts import Run, mapping, read_json, read_lines
 from velocity.report.figures import histogram
 from velocity.report.spelling import cut
 from velocity.report.table import Figure, Table
@@ -100,7 +99,7 @@ def _licences(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Table | None:
 
 def _rejected(path: Path) -> list[Table]:
     """How many records were left out for which reason, and the first of them."""
-    lines = list(islice(_read_lines(path), MOST_REJECTED))
+    lines = list(islice(read_lines(path), MOST_REJECTED))
     if not lines:
         return []
     reasons = Counter(cut(str(line.get("reason", "")), LETTERS) for line in lines).most_common(SHOWN)
@@ -114,20 +113,6 @@ def _rejected(path: Path) -> list[Table]:
         Table("Left out, by reason", ["reason", "records"], [[why, f"{n:,}"] for why, n in reasons], 1, more),
         Table("The first that were left out", ["place", "field", "reason"], told, 3),
     ]
-
-
-def _read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    try:
-        with path.open(encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                try:
-                    value = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(value, dict):
-                    yield value
-    except OSError:
-        return
 
 
 def _lengths(run: Run, entries: Sequence[tuple[str, Mapping[str, Any]]], number: int) -> Figure | None:

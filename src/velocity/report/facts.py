@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,8 @@ def read_run(path: Path, *, label: str = "", shown_as: str = "", here: bool = Tr
 
 def read_json(path: Path) -> Mapping[str, Any]:
     """The mapping that a file holds; an empty one where it is absent, torn, or something else."""
+    if not path.is_file():  # a pipe would be waited for, for ever
+        return {}
     try:
         return mapping(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError):
@@ -220,6 +222,8 @@ def _seconds(folder: RunFolder, status: Mapping[str, Any], lines: Sequence[Mappi
 
 def _last_stamp(log: Path) -> float | None:
     """When the log's last line was written, in seconds since 1970."""
+    if not log.is_file():
+        return None
     try:
         with log.open("rb") as stream:
             stream.seek(max(log.stat().st_size - LOG_TAIL_BYTES, 0))
@@ -227,6 +231,23 @@ def _last_stamp(log: Path) -> float | None:
         return time.mktime(time.strptime(stamps[-1], "%Y-%m-%d %H:%M:%S")) + 1
     except (OSError, ValueError, IndexError, OverflowError):
         return None
+
+
+def read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The mappings of a file, one a line; lines that are none are left out, and so is a file that cannot be read."""
+    if not path.is_file():
+        return
+    try:
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                try:
+                    value = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(value, dict):
+                    yield value
+    except OSError:
+        return
 
 
 def _yaml(text: str) -> Any:

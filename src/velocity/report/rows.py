@@ -6,14 +6,13 @@ It knows no page. Of a long file its first rows are looked at.
 from __future__ import annotations
 
 import heapq
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from velocity.report.difference import difference, pieces
-from velocity.report.facts import Run
+from velocity.report.facts import Run, read_lines
 from velocity.report.spelling import cut, number
 from velocity.report.table import Exchange, Group, Said
 from velocity.runs.folder import RunFolder
@@ -116,17 +115,7 @@ def _key(row: Row) -> tuple[str, str]:
 
 
 def _lines(path: Path) -> Iterator[Row]:
-    try:
-        with path.open(encoding="utf-8", errors="replace") as stream:
-            for line in islice(stream, MOST_ROWS):
-                try:
-                    value = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(value, dict):
-                    yield value
-    except OSError:
-        return
+    return islice(read_lines(path), MOST_ROWS)
 
 
 def _looked(count: int) -> str:

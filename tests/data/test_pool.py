@@ -53,9 +53,10 @@ def test_no_process_is_left_when_an_item_fails_or_the_reader_stops():
     def work(number: int) -> int:
         return 1 // number
 
+    others = set(multiprocessing.active_children())  # ranks of the session's pool
     with pytest.raises(ZeroDivisionError):
         list(in_order(work, range(3), 2, killed="a process was killed", where="here"))
     results = in_order(lambda number: number, range(100), 2, killed="a process was killed", where="here")
     next(results)
     results.close()  # type: ignore[attr-defined]
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= others

@@ -34,9 +34,9 @@ def _job(folder: Path, output: str, **launch: int) -> Path:
     )
 
 
-def _start_until(job: Path, run: Path, step: int) -> subprocess.Popen[str]:
-    """The job, running, once `step` is done."""
-    process = start("run", job)
+def _start_until(job: Path, run: Path, step: int, *overrides: str) -> subprocess.Popen[str]:
+    """The job, running, once `step` is done; one that was killed before its first checkpoint begins without a line."""
+    process = start("run", job, *overrides)
     while not step_lines(run) or step_lines(run)[-1]["step"] < step:
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.02)
@@ -105,10 +105,7 @@ def test_a_machine_that_has_the_job_file_alone_goes_on_from_the_mirror_to_the_sa
 def test_it_goes_on_with_one_process_at_another_stage_and_back_with_the_same_losses(folder: Path) -> None:
     job, run = _job(folder, "elastic"), folder / "elastic"
     first = _kill_behind(job, run, EVERY + 1)
-    process = start("run", job, "launch.processes=1", "strategy.zero=1")
-    while step_lines(run)[-1]["step"] < first + EVERY + 1:
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.02)
+    process = _start_until(job, run, first + EVERY + 1, "launch.processes=1", "strategy.zero=1")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     _wait_until_gone(run)

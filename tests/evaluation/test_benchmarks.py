@@ -18,7 +18,6 @@ from velocity.errors import UserError
 from velocity.evaluation.run import evaluate
 from velocity.runs.folder import RunFolder
 
-pytest.importorskip("lm_eval")
 TASKS = ["both", "colours_bare", "likely", "said"]
 LENGTH = 128  # of what the model is shown at once; the longest text takes several windows
 

@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.demo_parts import demo_parts
 from tests.evaluation.benchmarking import COLOURS, QUESTIONS, Config, Plain, as_json, write_tasks
 from tests.making import tiny_config, tiny_model, tiny_tokenizer
-
-pytest.importorskip("lm_eval")
 from velocity.errors import UserError
 from velocity.evaluation.harness import _manager, load_tasks, run_benchmarks
 from velocity.evaluation.lm import VelocityLM
 
-DEMO = Path(__file__).resolve().parents[2] / "runs" / "demo" / "base"
 LENGTH = 128  # shorter than the longest text: it takes several windows
 
 
@@ -155,13 +153,13 @@ def test_nothing_is_printed_and_no_generator_is_moved(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (DEMO / "model.safetensors").is_file(), reason="`make demo` makes the model")
-def test_a_real_models_figures_are_those_of_lm_evals_own_model(tasks: str):
+def test_a_real_models_figures_are_those_of_lm_evals_own_model(tasks: str, tmp_path_factory: pytest.TempPathFactory):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(str(DEMO), dtype=torch.float32).eval()
-    real = Plain(model, AutoTokenizer.from_pretrained(str(DEMO)))
+    folder = str(demo_parts(tmp_path_factory) / "base")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    real = Plain(model, AutoTokenizer.from_pretrained(folder))
     config = Config(["colours", "colours_last", "likely", "said"], tasks, limit=6)
     lm = VelocityLM(real.score, real.complete, real.tokenizer, model.config.max_position_embeddings)
     assert_alike(as_json(run_benchmarks(config, lm)), theirs(real, config))

@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from lm_eval.api.instance import Instance
 
 from tests.evaluation.benchmarking import Plain
 from tests.making import tiny_config, tiny_model, tiny_tokenizer
-
-pytest.importorskip("lm_eval")
-from lm_eval.api.instance import Instance
-
 from velocity.errors import UserError
 from velocity.evaluation.lm import VelocityLM
 

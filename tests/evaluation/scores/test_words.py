@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 
 from velocity.evaluation.scores.words import exact_match, f1, plain
@@ -34,7 +36,7 @@ def test_f1_is_twice_the_shared_words_over_all_words(completion: str, reference:
 
 def test_they_are_those_of_squads_own_script():
     """lm-eval has a copy of it. It gives two answers without a word 0; version 2 of the script, and we, give them 1."""
-    script = pytest.importorskip("lm_eval.tasks.qasper.metrics")
+    script = import_module("lm_eval.tasks.qasper.metrics")
     texts = ["The answer is 42.", "an answer", "42", "Yes, it's so", "forty-two the the"]
     for one in texts:
         assert plain(one) == script.normalize_answer(one)

@@ -12,7 +12,7 @@ from tests.evaluating import claimed, evaluation_folder, planned, rows_of, store
 from velocity.config.evaluate import BenchmarksConfig, EvaluateJob
 from velocity.errors import JobError
 from velocity.evaluation.measures import Measure
-from velocity.evaluation.result import benchmark_file, benchmarks_left, finish, told
+from velocity.evaluation.result import benchmark_file, benchmarks_left, figures_of, finish
 from velocity.evaluation.sets import ledger_of
 from velocity.evaluation.store import EvalStore
 from velocity.runs.folder import RunFolder
@@ -72,9 +72,9 @@ def test_a_benchmark_is_left_until_its_file_is_there(tmp_path: Path):
 
 
 def test_an_interval_stands_beside_each_value():
-    found = told(Measure("higher", [1.0, 0.0] * 50), 0)
+    found = figures_of(Measure("higher", [1.0, 0.0] * 50), 0)
     assert found["value"] == 0.5 and found["low"] == pytest.approx(1 - found["high"])
     # 1.96 standard errors of 0.05
     assert found["low"] == pytest.approx(0.402, abs=0.005)
-    ratio = told(Measure("lower", [2.0] * 50 + [4.0] * 50, [1.0] * 100), 0)
+    ratio = figures_of(Measure("lower", [2.0] * 50 + [4.0] * 50, [1.0] * 100), 0)
     assert ratio["value"] == 3.0 and ratio["low"] < 3.0 < ratio["high"]

@@ -19,21 +19,21 @@ from velocity.data.sources import Chunk, File, list_files, read_chunks
 from velocity.data.store import build_once
 from velocity.data.tokenizer import load_tokenizer, tokenizer_hash
 from velocity.errors import UserError
-from velocity.evaluation import items, store
+from velocity.evaluation import items, passages, retrieval, store
 from velocity.evaluation.items import Augment, ItemRules, Reader, build_reader
 from velocity.evaluation.passages import with_passages
 from velocity.evaluation.retrieval import Retriever, prepare_retrieval
 from velocity.evaluation.store import EvalStore, Item, StoreBuilder
 
 Report = Callable[[str], None]
-CODE = (answers, encode, parse, prompts, sources, tokenizer, turns, items, store)  # what a store depends on
+# What a store depends on.
+CODE = (answers, encode, parse, prompts, sources, tokenizer, turns, items, passages, retrieval, store)
 
 
 @dataclass(frozen=True)
 class _Set:
     """A set as it is to be read."""
 
-    name: str
     source: AnySet
     files: Sequence[File]
     hashes: Sequence[str]
@@ -58,11 +58,11 @@ class Preparation:
             self._tokenizer = load_tokenizer(self.model_folder, self.job.data.chat_template, remote_code=remote_code)
         return self._tokenizer
 
-    def set(self, name: str) -> EvalStore:
+    def items(self, name: str) -> EvalStore:
         """The set's items; UserError for the first row that is wrong, unless the job says to skip it."""
         source = self.job.data.eval[name]
         files = list_files(source)
-        wanted = _Set(name, source, files, [file_hash(file, self.cache) for file in files])
+        wanted = _Set(source, files, [file_hash(file, self.cache) for file in files])
         code = folder_hash((Path(module.__file__ or "") for module in CODE), self.cache)
         names = [(file.path, file.split, file.subset) for file in files]
         settings = [source.kind, source.format, source.fields, asdict(self.rules), self.job.data.on_bad_record]
@@ -73,17 +73,17 @@ class Preparation:
 
     def retrieval_key(self) -> Any:
         """What decides which passages stand before a question; None where none do."""
-        retrieval = self.job.retrieval
-        if retrieval is None:
+        asked = self.job.retrieval
+        if asked is None:
             return None
-        return [retrieval.model_dump(), [file_hash(file, self.cache) for file in list_files(retrieval)]]
+        return [asked.model_dump(), [file_hash(file, self.cache) for file in list_files(asked)]]
 
     def _augment(self, source: AnySet) -> Augment:
-        retrieval = self.job.retrieval
-        if retrieval is None or source.kind == "perplexity":
+        asked = self.job.retrieval
+        if asked is None or source.kind == "perplexity":
             return lambda question: question
         if self._retriever is None:
-            self._retriever = prepare_retrieval(retrieval, self.cache, self.report)
+            self._retriever = prepare_retrieval(asked, self.cache, self.report)
         found = self._retriever
         return lambda question: with_passages(question, found.passages(question))
 

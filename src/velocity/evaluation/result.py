@@ -80,7 +80,8 @@ def _finish_set(run: RunFolder, job: EvaluateJob, name: str, store: EvalStore) -
         what = f"{count:,} of {len(rows):,} rows of {name} failed by themselves, the first: {failed['error']}"
         raise JobError(what, f"{file}, id {failed['id']}", "run the same command to try them again")
     measures = {
-        measure: told(values, seed_of(name, measure)) for measure, values in measures_of(source.kind, rows).items()
+        measure: figures_of(values, seed_of(name, measure))
+        for measure, values in measures_of(source.kind, rows).items()
     }
     return {"kind": source.kind, "rows": len(rows), "hash": digest([row["id"] for row in rows]), "measures": measures}
 
@@ -112,7 +113,7 @@ def _told(  # noqa: PLR0913 - a row from its parts
     return {**whole, "picked": picked(whole)}
 
 
-def told(measure: Measure, seed: int) -> dict[str, Any]:
+def figures_of(measure: Measure, seed: int) -> dict[str, Any]:
     """A measure with its 95 % interval, as evaluation.json has it."""
     if measure.bottom is None:
         found: Interval = mean_interval(measure.top, seed)

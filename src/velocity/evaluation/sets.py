@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,8 @@ def score_set(todo: Todo, place: Place, scorer: Scorer) -> None:
 
 
 def _judged_line(asked: Asked, judged: Sequence[Judged]) -> dict[str, Any]:
+    if not all(math.isfinite(one.logprob) for one in judged):
+        return {"row": asked.row, "error": "the model's log-probabilities are not finite"}
     return {"row": asked.row, "logprobs": [one.logprob for one in judged], "tokens": [one.tokens for one in judged]}
 
 

@@ -62,7 +62,7 @@ def prepare_inputs(job: EvaluateJob, model_folder: Path, report: Callable[[str],
     _check_context(job, model_folder)
     code = _code_of(job, Path(job.data.cache).expanduser())
     preparation = Preparation(job, model_folder, report)
-    sets = {name: preparation.set(name) for name in job.data.eval}
+    sets = {name: preparation.items(name) for name in job.data.eval}
     words = tokenizer_hash(model_folder, job.data.chat_template, preparation.cache)
     hashes = {name: store.stats["hashes"] for name, store in sets.items()}
     content = [words, preparation.retrieval_key(), hashes, code]

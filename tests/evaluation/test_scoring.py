@@ -18,6 +18,7 @@ from velocity.errors import UserError
 from velocity.evaluation.scoring import Asked, Scorer, asked_of, attention_for, pieces_of, scoring_attention
 from velocity.inference.hf_engine import TransformersEngine
 from velocity.models import attention
+from velocity.models.judge import Judge
 from velocity.models.load import load_model
 
 
@@ -104,3 +105,29 @@ def test_the_attention_that_scores_is_there_for_a_while(folder: Path):
         assert model.config._attn_implementation == attention.NAME
     assert model.config._attn_implementation == "sdpa"
     assert attention_for("eager") == "eager"
+
+
+@pytest.mark.parametrize(("limit", "together"), [(400, True), (150, False)])  # rows have 116 to 187 tokens
+def test_a_forward_has_no_more_tokens_than_it_may_unless_one_row_alone_has_more(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, limit: int, *, together: bool
+):
+    store = stores_of(folder)["choices"]
+    asked = [asked_of(row, store[row], share=True) for row in range(len(store))]
+    scorer, taken = Scorer(engine_of(folder), limit, share=True), []
+    judge = scorer._judged
+
+    def noted(batch: Any) -> torch.Tensor:
+        taken.append(batch.tokens)
+        return judge(batch)
+
+    monkeypatch.setattr(scorer, "_judged", noted)
+    assert len(list(scorer.run(Rows(asked), Watching()))) == len(asked)
+    assert sum(taken) == sum(one.tokens for one in asked)
+    assert (len(taken) < len(asked)) == together
+    assert all(tokens <= limit or tokens in {one.tokens for one in asked} for tokens in taken)
+
+
+def test_an_architecture_that_does_more_behind_its_head_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Judge, "head", lambda self, hidden_ND: 2 * self.model.get_output_embeddings()(hidden_ND))
+    with pytest.raises(UserError, match="this architecture's logits are not its head's"):
+        Scorer(engine_of(folder), 64, share=True).check()

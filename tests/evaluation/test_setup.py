@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.evaluating import claimed, evaluation_folder, inputs_of, planned, write_evaluate_job
+from tests.evaluation.benchmarking import write_tasks
 from tests.making import write_jsonl
 from velocity.errors import UserError
 from velocity.runs.claim import is_complete
@@ -69,3 +70,19 @@ def test_an_empty_set_is_refused(folder: Path):
     (folder / "texts.jsonl").write_text("")
     with pytest.raises(UserError, match="nothing to measure on"):
         inputs_of(planned(write_evaluate_job(folder / "job.yaml")).job)
+
+
+def test_a_function_that_scores_and_files_of_benchmarks_are_part_of_the_hash(folder: Path):
+    (folder / "mine.py").write_text("def score(completion, reference, row):\n    return 1.0\n")
+    said = {"path": str(folder / "chats.jsonl"), "kind": "answers", "function": f"{folder}/mine.py:score"}
+    job = planned(write_evaluate_job(folder / "job.yaml", {"data.eval": {"said": said}})).job
+    before = inputs_of(job).hash
+    (folder / "mine.py").write_text("def score(completion, reference, row):\n    return 0.5\n")
+    assert inputs_of(job).hash != before
+    tasks = write_tasks(folder / "tasks")
+    benchmarks = {"tasks": ["colours"], "folder": str(tasks)}
+    job = planned(write_evaluate_job(folder / "job.yaml", {"data.eval": {}, "benchmarks": benchmarks})).job
+    before = inputs_of(job).hash
+    file = next(tasks.glob("*.yaml"))
+    file.write_text(file.read_text() + "\n# another version\n")
+    assert inputs_of(job).hash != before

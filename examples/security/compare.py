@@ -19,6 +19,7 @@ import yaml
 import comparison
 import corpus
 import demo
+import digests
 import model
 import questions
 import sources
@@ -131,6 +132,9 @@ def make_sets(places: Places) -> None:
     if not chats.exists():
         rows = map(json.loads, (places.questions / "choices_train.jsonl").read_text("utf-8").splitlines())
         write(chats, [json.dumps(chat, ensure_ascii=False) for chat in questions.as_chats(rows)])
+    texts = map(json.loads, (places.corpus / "train.jsonl").read_text("utf-8").splitlines())
+    short = [json.dumps(digest, ensure_ascii=False) for digest in digests.digests(texts)]
+    write(places.output / "sets" / "digests.jsonl", short)
     for name, path, rows_at_most in (
         ("seen", places.questions / "choices_seen.jsonl", None),
         ("unseen", places.questions / "choices_unseen.jsonl", None),

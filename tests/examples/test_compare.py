@@ -54,9 +54,9 @@ def test_where_nothing_is_moved_a_job_runs_as_its_file_says():
 
 def test_two_paths_bring_in_another_corpus_and_other_questions():
     found = overrides(corpus="mine/texts", questions="mine/asked")
-    assert 'data.train.0="mine/texts/train.jsonl"' in found["pretrain"]
-    assert 'data.train.1="mine/asked/choices_train_chats.jsonl"' in found["pretrain"]
-    assert 'data.train.2.path="mine/texts/general_replay.jsonl"' in found["pretrain"]
+    assert 'data.train.0.path="mine/texts/train.jsonl"' in found["pretrain"]
+    assert 'data.train.2.path="mine/asked/choices_train_chats.jsonl"' in found["pretrain"]
+    assert 'data.train.3.path="mine/texts/general_replay.jsonl"' in found["pretrain"]
     judged = next(changes for name, changes in found.items() if name.endswith("judged-full-retrieval"))
     assert 'retrieval.path="mine/texts/train.jsonl"' in judged
     assert not [change for changes in found.values() for change in changes if "runs/demo/corpus" in change]
@@ -89,11 +89,12 @@ def lines(path: Path, count: int) -> Path:
 
 def test_sets_are_whole_but_for_general_text(tmp_path: Path):
     where = places(output=str(tmp_path / "out"), corpus=str(tmp_path), questions=str(tmp_path))
-    for name in ("unseen", "general", "choices_seen", "choices_unseen", "choices_train_chats"):
+    for name in ("train", "unseen", "general", "choices_seen", "choices_unseen", "choices_train_chats"):
         lines(tmp_path / f"{name}.jsonl", 130)
     compare.make_sets(where)
     counts = {path.stem: len(path.read_text().splitlines()) for path in (tmp_path / "out" / "sets").iterdir()}
-    assert counts == {"seen": 130, "unseen": 130, "texts": 130, "general": 44}  # every third: 130 / 61 is more than 2
+    # of general text every third: 130 / 61 is more than 2; of each text to train on two digests
+    assert counts == {"seen": 130, "unseen": 130, "texts": 130, "general": 44, "digests": 260}
 
 
 def test_a_smoke_run_reads_the_first_few_rows_of_every_file(tmp_path: Path):
@@ -110,7 +111,7 @@ def test_chats_to_train_on_are_made_of_questions_that_have_none(tmp_path: Path):
     row = {"id": "a/b/0", "prompt": "What?", "choices": ["Yes.", "No."], "answer": 1}
     for name in ("choices_train", "choices_seen", "choices_unseen"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
-    for name in ("unseen", "general"):
+    for name in ("train", "unseen", "general"):
         lines(tmp_path / f"{name}.jsonl", 1)
     compare.make_sets(places(output=str(tmp_path / "out"), corpus=str(tmp_path), questions=str(tmp_path)))
     chat = json.loads((tmp_path / "choices_train_chats.jsonl").read_text())

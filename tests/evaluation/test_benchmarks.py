@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from tests.evaluating import claimed, planned, rows_of, whole_model, write_evalu
 from tests.evaluation.benchmarking import QUESTIONS, write_tasks
 from tests.making import tiny_model_folder
 from tests.pool import Pool
+from velocity.checkpoints.restore import fetch_shards
 from velocity.data.tokenizer import load_tokenizer
 from velocity.distributed.comm import Ranks
-from velocity.errors import UserError
+from velocity.errors import InterruptedRun, UserError
 from velocity.evaluation.run import evaluate
 from velocity.runs.folder import RunFolder
 
@@ -99,6 +101,18 @@ def test_a_benchmark_that_is_done_is_not_run_again(folder: Path, tmp_path: Path,
     (run.shards / "benchmark-said.json").write_text(json.dumps({"figures": {"rows": 0, "measures": {}}, "rows": []}))
     evaluate(run, Ranks())
     assert json.loads(run.evaluation.read_text())["benchmarks"]["said"] == {"rows": 0, "measures": {}}
+
+
+def test_a_benchmark_that_is_done_lies_at_the_mirror_while_others_are_not(folder: Path, tmp_path: Path):
+    tasks, url = ["colours_bare", "said"], str(tmp_path / "mirror")
+    changes = {"benchmarks": {"tasks": tasks, "folder": str(folder / "tasks")}, "checkpoint": {"mirror": url}}
+    run = claim_in(folder, tmp_path / "run", **changes)
+    done = run.shards / "benchmark-colours_bare.json"
+    with pytest.raises(InterruptedRun):
+        evaluate(run, Ranks(), done.is_file)
+    shutil.rmtree(run.shards)
+    assert fetch_shards(url, run.path) == 1
+    assert done.is_file()
 
 
 def test_a_benchmark_that_there_is_not_ends_the_job_with_the_nearest_name(folder: Path, tmp_path: Path):

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from velocity.evaluation.measures import measures_of, picked
-from velocity.evaluation.statistics import mean_interval
+from velocity.intervals import mean_interval
 
 
 def test_the_likeliest_option_is_another_one_by_token_and_by_byte():

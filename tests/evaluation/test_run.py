@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.evaluating import claimed, evaluation_folder, logprobs_alone, planned, rows_of, stores_of, write_evaluate_job
+from tests.evaluating import (
+    claimed,
+    evaluation_folder,
+    logprobs_alone,
+    planned,
+    rows_of,
+    said,
+    stores_of,
+    write_evaluate_job,
+)
 from tests.pool import Pool
 from velocity.distributed.comm import Ranks
 from velocity.errors import InterruptedRun
@@ -74,6 +83,21 @@ def test_the_figures_are_those_of_the_rows(folder: Path, tmp_path: Path):
     nats, tokens, size = (sum(row[name] for row in texts) for name in ("logprob", "tokens", "bytes"))
     assert sets["texts"]["measures"]["perplexity"]["value"] == pytest.approx(math.exp(-nats / tokens))
     assert sets["texts"]["measures"]["bits_per_byte"]["value"] == pytest.approx(-nats / size / math.log(2))
+
+
+def test_rows_of_texts_say_how_the_text_begins(folder: Path, tmp_path: Path):
+    run = claim_in(folder, tmp_path / "run")
+    evaluate(run, Ranks())
+    texts = [row["text"] for row in rows_of(run.path, "texts")]
+    assert texts[0] == said(0, 5)
+    assert texts[-1] == f"{said(11, 5 + 9 * 11)[:500]} …"
+
+
+def test_lines_of_progress_name_the_set_and_count_on_over_all_of_them(folder: Path, tmp_path: Path):
+    run = claim_in(folder, tmp_path / "run")
+    evaluate(run, Ranks())
+    last = {line["set"]: line["step"] for line in run.lines() if "set" in line}
+    assert last == {"texts": 12, "choices": 36, "pairs": 60, "said": 84}
 
 
 def _evaluate_on(ranks: Ranks, run: Path) -> None:

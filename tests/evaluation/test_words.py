@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from velocity.evaluation.statistics import Interval
 from velocity.evaluation.words import Better, Unit, caution, said
+from velocity.intervals import Interval
 
 
 @pytest.mark.parametrize(

@@ -126,14 +126,17 @@ def test_a_card_says_what_the_model_was_trained_from_and_on_and_what_was_measure
         "base": "some/base", "name": "run", "version": "0.1", "task": "sft", "steps": 12, "tokens": 34567,
         "trained": "an adapter (dora)", "library": "peft",
         "sources": [{"path": "chats.jsonl", "records": 1000, "tokens": 20000, "trained": 5000}],
-        "results": [("unseen", "perplexity", 12.345, 9.876), ("pairs", "reward margin", 0, None)],
+        "results": [
+            ("unseen", "perplexity", "12.35 (11.90–12.80)", "9.88"),
+            ("pairs", "reward margin", "0.00", "not finite"),
+        ],
         "settings": {"seed": 3},
     })  # fmt: skip
     for part in (
         "base_model: some/base\nlibrary_name: peft\n",
         "task sft, an adapter (dora), 12 steps, 34,567 tokens",
         "- chats.jsonl: 1,000 records, 20,000 tokens, 5,000",
-        "| unseen | perplexity | 12.35 | 9.88 |\n| pairs | reward margin | 0.00 | not finite |\n",
+        "| unseen | perplexity | 12.35 (11.90–12.80) | 9.88 |\n| pairs | reward margin | 0.00 | not finite |\n",
         '"seed": 3',
     ):
         assert part in card, part

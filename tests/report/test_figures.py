@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from tests.report.runs_made import evaluate_run, generate_run, restarted, step_line, training_run
@@ -61,6 +62,15 @@ def test_evaluations_of_a_run_share_a_picture_a_measure_and_those_of_several_one
         ("Perplexity", [("unseen", 0), ("general", 1)])
     ]
     assert [one.title for one in evaluation_curves(runs)] == ["unseen: perplexity", "general: perplexity"]
+
+
+def test_evaluations_of_a_run_are_shaded_by_their_intervals_where_they_have_some(tmp_path: Path):
+    run = training_run(tmp_path / "run")
+    with_bounds = evaluation_curves([read_run(run.path)])[0]
+    run.metrics.write_text(re.sub(r"perplexity_(low|high)", r"\1", run.metrics.read_text()))
+    without = evaluation_curves([read_run(run.path)])[0]
+    assert (with_bounds.caption, without.caption) == ("shaded: 95 % intervals", "")
+    assert with_bounds.svg.count("FillBetween") == 2 and "FillBetween" not in without.svg
 
 
 def test_one_evaluation_alone_is_no_curve(tmp_path: Path):

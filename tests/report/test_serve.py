@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoints.mirrored import Server as S3
 from tests.report.runs_made import step_line, training_run
 from velocity.checkpoints.mirror import send_records
 from velocity.checkpoints.store import open_store
@@ -173,6 +174,30 @@ def test_a_mirror_is_looked_at_now_and_then_and_its_silence_leaves_what_was(
     (mirror / "proofs" / "run" / "job.yaml.json").unlink()
     assert one.state() == state
     assert "WARNING: there is nothing of a run" in capsys.readouterr().err
+
+
+def test_a_run_is_watched_at_its_s3_mirror_which_may_be_away_for_a_while(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(serve, "MIRROR_SECONDS", 0.0)
+    monkeypatch.setattr("velocity.checkpoints.results.PAUSE_SECONDS", 0.0)
+    run, url = training_run(tmp_path / "run"), s3.bucket()
+    send_records(open_store(url), run.path)
+    one = serve._watched(url, tmp_path / "here")
+    with serving(one) as server:
+        assert b"<dd>30</dd>" in ask(server)[2]
+        add_line(run)
+        send_records(open_store(url), run.path)
+        s3.requests.clear()
+        assert b"<dd>31</dd>" in ask(server)[2]
+        s3.stop()
+        try:
+            assert b"<dd>31</dd>" in ask(server)[2], "what was last seen stays"
+        finally:
+            s3.start()
+        assert "WARNING: the mirror does not answer" in capsys.readouterr().err
+        assert ask(server)[0] == 200
+    assert not s3.sent("."), "whoever looks on writes nothing"
 
 
 def test_a_port_that_is_taken_is_said(tmp_path: Path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from velocity.errors import UserError
-from velocity.runs.folder import RunFolder
+from velocity.runs.folder import Measured, RunFolder
 
 
 def test_a_second_holder_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
@@ -43,7 +43,8 @@ def test_evaluations_are_the_first_and_the_last_of_each_set(tmp_path: Path) -> N
 
 def test_results_are_the_measures_that_a_set_has_with_their_names_for_people(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    before = {"pairs": {"loss": 0.7, "accuracy": 0.5, "margin": 0.0, "chosen_length": 9.0, "preference_accuracy": 0.4}}
+    before = {"pairs": {"loss": 0.7, "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "margin": 0.0,
+                        "chosen_length": 9.0, "preference_accuracy": 0.4}}  # fmt: skip
     after = {"pairs": {"loss": 0.6, "accuracy": 0.8, "margin": 1.5, "chosen_length": 9.0, "preference_accuracy": 0.6}}
     rows = [
         {"step": 0, "eval": {**before, "text": {"loss": 1.0, "perplexity": 2.7, "tokens": 5}}},
@@ -52,11 +53,24 @@ def test_results_are_the_measures_that_a_set_has_with_their_names_for_people(tmp
     ]
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run.results() == [
-        ("pairs", "reward accuracy", 0.5, 0.8),
-        ("pairs", "preference accuracy", 0.4, 0.6),
-        ("pairs", "reward margin", 0.0, 1.5),
-        ("text", "perplexity", 2.7, 1.6),
+        ("pairs", "reward accuracy", Measured(0.5, 0.4, 0.6), Measured(0.8)),
+        ("pairs", "preference accuracy", Measured(0.4), Measured(0.6)),
+        ("pairs", "reward margin", Measured(0.0), Measured(1.5)),
+        ("text", "perplexity", Measured(2.7), Measured(1.6)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("measured", "words"),
+    [
+        (Measured(16.456, 14.2, 18.1), "16.46 (14.20–18.10)"),
+        (Measured(16.456), "16.46"),
+        (Measured(None), "not finite"),
+        (Measured(None, 1.0, 2.0), "not finite"),
+    ],
+)
+def test_what_was_measured_is_said_with_its_interval(measured: Measured, words: str) -> None:
+    assert str(measured) == words
 
 
 def test_a_run_that_was_not_evaluated_has_no_results(tmp_path: Path) -> None:

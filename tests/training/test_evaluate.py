@@ -74,6 +74,39 @@ def test_a_loss_that_is_not_one_a_token_has_no_perplexity_and_metrics_are_means_
     assert found == {"unseen": {"loss": 3.0, "margin": 0.5, "pairs": 2}}
 
 
+def test_a_perplexity_has_an_interval_from_the_losses_of_its_sequences_wherever_they_are_packed():
+    """2, 3 and 4 nats a token, as many tokens each: by Student's t 3 ± 4.303 · 1 / √3, a step before exp."""
+    labels_BS = torch.tensor([[2, 2, 3, 3], [4, 4, IGNORED, IGNORED]])
+    packed = Batch(torch.zeros_like(labels_BS), torch.zeros_like(labels_BS), labels_BS, ((2, 2), (2,)))
+    half = 4.30265 / math.sqrt(3)
+    for batches in ([packed], [row(4, 4), row(2, 2), row(3, 3)], [row(IGNORED, IGNORED), packed]):
+        found = evaluate(NotingEngine(), CausalLM(), {"unseen": batches})["unseen"]
+        assert list(found) == ["loss", "perplexity", "perplexity_low", "perplexity_high", "tokens"]
+        assert found["perplexity_low"] == pytest.approx(math.exp(3 - half), rel=1e-4)
+        assert found["perplexity_high"] == pytest.approx(math.exp(3 + half), rel=1e-4)
+
+
+def test_shares_have_the_interval_of_as_many_units_as_there_are():
+    class HalfRight(Rows):
+        def __call__(self, policy: Policy, batch: Batch) -> LossOutput:
+            right = torch.tensor([0.5, len(batch.lengths_B)]).min()
+            return LossOutput(super().__call__(policy, batch).total, {"accuracy": right, "margin": torch.tensor(9.0)})
+
+    found = evaluate(NotingEngine(), HalfRight(), {"unseen": [row(1)] * 10})["unseen"]
+    assert list(found) == ["loss", "accuracy", "accuracy_low", "accuracy_high", "margin", "pairs"]
+    # the quantiles of Beta(5.5, 5.5)
+    assert (found["accuracy_low"], found["accuracy_high"]) == pytest.approx((0.2235, 0.7765), abs=1e-4)
+
+
+def test_a_model_that_diverged_is_measured_and_has_no_interval():
+    class Diverged(NotingEngine):
+        def __call__(self, batch: Batch) -> Tensor:
+            return super().__call__(batch) * math.nan
+
+    found = evaluate(Diverged(), CausalLM(), {"unseen": [row(1, 1), row(2, 2), row(3, 3)]})["unseen"]
+    assert list(found) == ["loss", "perplexity", "tokens"] and math.isnan(found["perplexity"])
+
+
 def test_an_objective_is_told_of_each_set_as_a_whole_before_it_is_scored():
     objective = Rows()
     evaluate(NotingEngine(), objective, {"unseen": [row(1), row(2)], "general": [row(3)]})

@@ -14,7 +14,7 @@ from velocity.config.resolved import render
 from velocity.distributed import failure
 from velocity.distributed.failure import Failure
 from velocity.errors import UserError
-from velocity.runs.folder import RunFolder
+from velocity.runs.folder import Measured, RunFolder
 from velocity.training.show import print_summary, summarise
 
 
@@ -93,7 +93,7 @@ def test_of_a_preference_run_accuracies_and_the_margin_are_shown_with_their_diff
     after = {**before, "loss": 0.5, "accuracy": 0.75, "preference_accuracy": 0.39, "margin": 1.234}
     lines = [{"step": 0, "eval": {"unseen": before}}, {**step(1), "pairs": 8}, {"step": 1, "eval": {"unseen": after}}]
     run = make_run(tmp_path, lines, state="complete", task="preference")
-    assert summarise(run.path)["results"][0] == ("unseen", "reward accuracy", 0.5, 0.75)
+    assert summarise(run.path)["results"][0] == ("unseen", "reward accuracy", Measured(0.5), Measured(0.75))
     text = shown(run, capsys)
     rows = [line.replace("│", " ").split() for line in text.splitlines()]
     # a difference, not a share: an accuracy of 0.5 is chance, and a margin begins at 0
@@ -102,6 +102,15 @@ def test_of_a_preference_run_accuracies_and_the_margin_are_shown_with_their_diff
     assert ["unseen", "reward", "margin", "0.00", "1.23", "+1.23"] in rows
     assert "perplexity" not in text and "kl" not in text.split()
     assert f"{run.path}: preference of" in text.replace("\n", "")
+
+
+def test_a_measure_is_shown_with_its_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    results = [
+        {"perplexity": value, "perplexity_low": value - 1, "perplexity_high": value + 1.5} for value in (10.0, 5.0)
+    ]
+    lines = [{"step": place, "eval": {"unseen": result}} for place, result in enumerate(results)]
+    run = make_run(tmp_path, [lines[0], step(1), lines[1]], state="complete")
+    assert "│ 10.00 (9.00–11.50) │ 5.00 (4.00–6.50) │ -50.0% │" in shown(run, capsys)
 
 
 def test_an_accuracy_that_was_not_finite_is_shown_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -50,7 +50,9 @@ class Benchmarks:
                 say(f"benchmark {task} …")
             found = run_benchmarks(config.model_copy(update={"tasks": (task,)}), lm)[task]
             if self.place.ranks.first:
-                write_atomically(benchmark_file(self.place.run, task), json.dumps(found, default=str))
+                file = benchmark_file(self.place.run, task)
+                write_atomically(file, json.dumps(found, default=str))
+                self.place.written(file)
 
     def score(self, rows: Sequence[Pair]) -> list[tuple[float, bool]]:
         """Of each continuation the sum of its log-probabilities, and whether each token is the likeliest."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from velocity.evaluation.measures import Measure, measures_of
-from velocity.evaluation.statistics import Interval, paired_mean, paired_ratio, seed_of
 from velocity.evaluation.words import Unit, said
+from velocity.intervals import Interval, paired_mean, paired_ratio, seed_of
 
 Row: TypeAlias = Mapping[str, Any]  # a line of rows/NAME.jsonl
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from velocity.errors import UserError
-from velocity.evaluation.statistics import (
+from velocity.intervals import (
     Interval,
     Transform,
     mean_interval,

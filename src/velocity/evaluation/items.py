@@ -16,6 +16,7 @@ from velocity.data.records import Chat, Message, Preference, RecordError, Text
 from velocity.data.turns import Ids
 from velocity.evaluation.store import Item
 
+OPENING_LETTERS = 500
 Augment = Callable[[str], str]  # a question with what stands before it
 
 
@@ -51,14 +52,27 @@ class _Texts:
         self.source, self.encoder = source, encoder
 
     def item(self, row: Any) -> Item:
-        record = parse(row, self.source.format, self.source.fields, ("chat", "prompt_completion", "text"))
-        windows = self.encoder.encode(record)
+        windows = self.encoder.encode(_text_record(self.source, row))
         decode = self.encoder.turns.tokenizer.decode
         sizes = [
             len(str(decode(window.ids[window.trained.astype(bool)], skip_special_tokens=True)).encode())
             for window in windows
         ]
         return Item([], [Answer(window.ids, window.trained) for window in windows], sizes, {})
+
+
+def _text_record(source: AnySet, row: Any) -> Text | Chat:
+    record = parse(row, source.format, source.fields, ("chat", "prompt_completion", "text"))
+    assert isinstance(record, Text | Chat), "those formats are"
+    return record
+
+
+def opening(source: AnySet, row: Any) -> str:
+    """How a row of a set of texts begins, for those who look at results: of a chat, its turns."""
+    record = _text_record(source, row)
+    turns = [record.text] if isinstance(record, Text) else [str(turn["content"]) for turn in record.messages]
+    text = "\n\n".join(turns)
+    return text if len(text) <= OPENING_LETTERS else f"{text[:OPENING_LETTERS]} …"
 
 
 Question = str | tuple[Message, ...]  # text that is gone on with, or messages that are answered

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from velocity.config.evaluate import AnswersConfig, EvaluateJob
+from velocity.config.evaluate import AnswersConfig, AnySet, EvaluateJob
 from velocity.data.fingerprint import digest
 from velocity.data.prompts import to_json
 from velocity.distributed import pulse
 from velocity.errors import JobError
+from velocity.evaluation.items import opening
 from velocity.evaluation.measures import Measure, measures_of, picked
 from velocity.evaluation.scores.build import build_scores
 from velocity.evaluation.sets import ledger_of
-from velocity.evaluation.statistics import Interval, mean_interval, ratio_interval, seed_of
-from velocity.evaluation.store import EvalStore
+from velocity.evaluation.store import EvalStore, Item
 from velocity.files import whole_file, write_atomically
 from velocity.inference.ledger import Ledger
 from velocity.inference.output import Places
+from velocity.intervals import Interval, mean_interval, ratio_interval, seed_of
 from velocity.runs.folder import RunFolder
 from velocity.terminal import say
 
@@ -72,7 +73,7 @@ def _finish_set(run: RunFolder, job: EvaluateJob, name: str, store: EvalStore) -
     scores: Scores = {}
     if isinstance(source, AnswersConfig):
         scores = build_scores(source.metrics, source.pattern, source.function)
-    file = _write_rows(run, name, rows_of(store, ledger, scores))
+    file = _write_rows(run, name, rows_of(source, store, ledger, scores))
     with file.open(encoding="utf-8") as stream:
         rows = [json.loads(line) for line in stream]
     if failed := next((row for row in rows if "error" in row), None):
@@ -86,30 +87,27 @@ def _finish_set(run: RunFolder, job: EvaluateJob, name: str, store: EvalStore) -
     return {"kind": source.kind, "rows": len(rows), "hash": digest([row["id"] for row in rows]), "measures": measures}
 
 
-def rows_of(store: EvalStore, ledger: Ledger, scores: Scores) -> Iterator[dict[str, Any]]:
+def rows_of(source: AnySet, store: EvalStore, ledger: Ledger, scores: Scores) -> Iterator[dict[str, Any]]:
     """Each row's result, in input order."""
     places = Places(ledger)
     for row in range(len(store)):
         item, line = store[row], next(places.lines(row))
-        yield {"id": store.id(row), **_told(item.told, item.bytes, line, scores, store, row)}
+        yield {"id": store.id(row), **_told(source, item, line, store.row(row), scores)}
 
 
-def _told(  # noqa: PLR0913 - a row from its parts
-    told: Mapping[str, Any],
-    sizes: Sequence[int],
-    line: Mapping[str, Any],
-    scores: Scores,
-    store: EvalStore,
-    row: int,
+def _told(
+    source: AnySet, item: Item, line: Mapping[str, Any], asked: Mapping[str, Any], scores: Scores
 ) -> dict[str, Any]:
+    """What was found of the row that is `asked`."""
     if "logprobs" not in line:
         if "error" not in line and scores:
-            given = (line["completion"], told["reference"], store.row(row))
+            given = (line["completion"], item.told["reference"], asked)
             line = {**line, "scores": {name: score(*given) for name, score in scores.items()}}
-        return {"row": row, **told, **line}
-    if not told:  # a text: its windows together
-        return {"row": row, "logprob": sum(line["logprobs"]), "tokens": sum(line["tokens"]), "bytes": sum(sizes)}
-    whole = {**told, **line, "bytes": list(sizes)}
+        return {"row": line["row"], **item.told, **line}
+    if source.kind == "perplexity":  # a text: its windows together
+        found = {"logprob": sum(line["logprobs"]), "tokens": sum(line["tokens"]), "bytes": sum(item.bytes)}
+        return {"row": line["row"], "text": opening(source, asked), **found}
+    whole = {**item.told, **line, "bytes": list(item.bytes)}
     return {**whole, "picked": picked(whole)}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,12 @@ def evaluate(run: RunFolder, ranks: Ranks, stopping: Callable[[], bool] = lambda
     with mirrored(run, ranks, url) as written:
         ledgers = {name: ledger_of(run, name, store, written) for name, store in sets.items()}
         left = comm.from_first({name: ledger.unfinished() for name, ledger in ledgers.items()} if ranks.first else None)
-        todo = [Todo(name, sets[name], ledgers[name], shards) for name, shards in left.items() if shards]
+        behind = dict(zip(sets, accumulate(map(len, sets.values()), initial=0), strict=False))
+        todo = [Todo(name, sets[name], ledgers[name], shards, behind[name]) for name, shards in left.items() if shards]
         tasks = comm.from_first(result.benchmarks_left(run, job) if ranks.first else None)
         if todo or tasks:
-            _measure(run, ranks, job, Path(environment["model_folder"]), stopping, (todo, tasks))
+            watched = (stopping, written)
+            _measure(run, ranks, job, Path(environment["model_folder"]), watched, (todo, tasks))
     if ranks.first:
         if url is not None and ranks.private:
             fetch_shards(url, run.path)
@@ -61,7 +64,7 @@ def _measure(  # noqa: PLR0913 - all that measuring depends on
     ranks: Ranks,
     job: EvaluateJob,
     folder: Path,
-    stopping: Callable[[], bool],
+    watched: tuple[Callable[[], bool], Callable[[Path], None]],
     left: tuple[Sequence[Todo], Sequence[str]],
 ) -> None:
     """What is left to do is done; InterruptedRun where we are asked to stop."""
@@ -70,7 +73,7 @@ def _measure(  # noqa: PLR0913 - all that measuring depends on
         say("loading the model …")
     longest = job.data.sequence_length + job.generation.max_new_tokens
     engine = build.build_engine(job, folder, json.loads(run.deepspeed.read_text()), ranks, longest)
-    place = Place(run, ranks, engine, stopping)
+    place = Place(run, ranks, engine, *watched)
     kinds = {one.name: job.data.eval[one.name].kind for one in todo}
     try:
         if any(kind != "answers" for kind in kinds.values()) or tasks:

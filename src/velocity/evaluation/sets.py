@@ -31,23 +31,27 @@ class Place:
     ranks: Ranks
     engine: Engine
     stopping: Callable[[], bool]
+    written: Callable[[Path], None]  # is told of each file that is finished
 
-    def progress(self, name: str, tally: Tally, total: int, done: int) -> Progress:
+    def progress(self, todo: Todo, tally: Tally) -> Progress:
         """Counts of all ranks; the first one tells of them."""
         report = None
         if self.ranks.first:
-            report = Report(self.run.metrics, self.run.log, total, done, lambda text: say(f"{name}: {text}"))
+            tell: Callable[[str], None] = lambda text: say(f"{todo.name}: {text}")  # noqa: E731
+            where = (self.run.metrics, self.run.log)
+            report = Report(*where, len(todo.store), todo.done, tell, todo.name, todo.behind)
         return Progress(tally, self.stopping, report, self.ranks.device, counts=self.engine.leads)
 
 
 @dataclass(frozen=True)
 class Todo:
-    """A set, and which of its shards are to be done."""
+    """A set, which of its shards are to be done, and how many rows the sets before it have."""
 
     name: str
     store: EvalStore
     ledger: Ledger
     shards: Sequence[int]
+    behind: int = 0
 
     @property
     def done(self) -> int:
@@ -72,7 +76,7 @@ def score_set(todo: Todo, place: Place, scorer: Scorer) -> None:
     work: Work[Asked, list[Judged]] = Work(
         todo.ledger, claims(place.engine, tally, todo.shards), asked, _judged_line, writes=place.engine.leads
     )
-    progress = place.progress(todo.name, tally, len(todo.store), todo.done)
+    progress = place.progress(todo, tally)
     finish_all(work, scorer.run(work, progress), progress, place.ranks)
 
 
@@ -100,5 +104,5 @@ def answer_set(todo: Todo, place: Place, job: EvaluateJob, spoken: Spoken) -> No
     )
     longest = build.longest_row(job, store.lengths)
     decoder = build.build_decoder(job, place.engine, spoken, longest, store.shared)
-    progress = place.progress(todo.name, tally, len(store), todo.done)
+    progress = place.progress(todo, tally)
     finish_all(work, decoder.run(work, progress), progress, place.ranks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from velocity.evaluation.statistics import Interval
+from velocity.intervals import Interval
 
 Better = Literal["higher", "lower"]
 Unit = Literal["points", "percent", "bits"]

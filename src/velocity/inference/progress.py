@@ -21,10 +21,14 @@ POLL_SECONDS = 0.2
 class Report:
     """Lines about a run, in metrics.jsonl, in log.txt and for a person."""
 
-    def __init__(self, metrics: Path, log: Path, total: int, done: int, say: Callable[[str], None]) -> None:
-        """`done` of `total` rows were finished before us."""
+    def __init__(  # noqa: PLR0913 - where lines go, and what they count
+        self, metrics: Path, log: Path, total: int, done: int, say: Callable[[str], None], set_name: str = "",
+        behind: int = 0,
+    ) -> None:  # fmt: skip
+        """`done` of `total` rows were finished before us; of several sets this is one, `behind` the rows of others."""
         self._metrics, self._log = metrics.open("a", encoding="utf-8"), log.open("a", encoding="utf-8")
         self._total, self._before, self._say = total, done, say
+        self._about, self._behind = {"set": set_name} if set_name else {}, behind
         self._started = self._told = time.monotonic()
 
     @property
@@ -38,9 +42,11 @@ class Report:
         seconds = self._told - self._started
         rate = rows / seconds if seconds else 0.0
         left = self._total - self._before - rows
-        line = {"step": self._before + rows, "rows": rows, "seconds": round(seconds, 3), "tokens": tokens,
-                "rows_per_second": rate, "tokens_per_second": tokens / seconds if seconds else 0.0,
-                "memory_gib": round(memory_gib, 3)}  # fmt: skip
+        line = {
+            "step": self._behind + self._before + rows, **self._about, "rows": rows, "seconds": round(seconds, 3),
+            "tokens": tokens, "rows_per_second": rate, "tokens_per_second": tokens / seconds if seconds else 0.0,
+            "memory_gib": round(memory_gib, 3),
+        }  # fmt: skip
         if rate and left:
             line["seconds_left"] = round(left / rate, 1)
         self.write(line)

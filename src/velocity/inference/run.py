@@ -109,7 +109,8 @@ def mirrored(run: RunFolder, ranks: Ranks, url: str | None) -> Iterator[Callable
         yield lambda file: None
         return
     mirror = ShardMirror(url, run.path, first=ranks.first)
-    for file in sorted(run.shards.glob("*.jsonl")) if ranks.keeps else ():
+    left = (*run.shards.glob("*.jsonl"), *run.shards.glob("*.json"))  # rows, and figures of benchmarks
+    for file in sorted(left) if ranks.keeps else ():
         mirror.offer(file)  # it may not have arrived before we were killed
     patience_seconds = 0.0  # of a job that fails
     try:

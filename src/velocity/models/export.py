@@ -71,9 +71,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         f"{source['trained']:,} trained on"
         for source in facts["sources"]
     )
-    rows = "".join(
-        f"| {name} | {what} | {_said(one)} | {_said(other)} |\n" for name, what, one, other in facts["results"]
-    )
+    rows = "".join(f"| {name} | {what} | {one} | {other} |\n" for name, what, one, other in facts["results"])
     table = (
         f"| held-out set | measure | before | after |\n|---|---|---|---|\n{rows}" if rows else "None was asked for.\n"
     )
@@ -84,7 +82,3 @@ def model_card(facts: Mapping[str, Any]) -> str:
         f"## Trained on\n{sources}\n\n## Evaluation\n{table}\n"
         f"## Settings\n```json\n{json.dumps(facts['settings'], indent=1)}\n```\n"
     )
-
-
-def _said(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.2f}"

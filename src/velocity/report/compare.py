@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from velocity.report.facts import Run
-from velocity.report.headline import change, evaluations, interval, measure
+from velocity.report.headline import Points, change, evaluations, interval, measure
 from velocity.report.spelling import duration
 from velocity.report.table import Table
 from velocity.runs.folder import MEASURES
@@ -38,19 +38,19 @@ def trained(runs: Sequence[Run]) -> Table | None:
         return None
     who = ["run"] if len(runs) > 1 else []
     head = ["evaluation set", "measure", *who, "before", "on the way", "best", "after", "change"]
-    return Table("Before, on the way and after", head, rows, names=2 + len(who))
+    return Table("Before, on the way and after", head, rows, names=2 + len(who), note="In brackets 95 % intervals.")
 
 
-def _course(key: str, points: Sequence[tuple[float, float | None]]) -> list[str]:
-    """Before, a curve of blocks, the best with its step, after, and the change."""
-    values = [value for _, value in points]
-    known = [(value, step) for step, value in points if value is not None]
+def _course(key: str, points: Points) -> list[str]:
+    """Before, a curve of blocks, the best with its step, after, and the change; before and after with intervals."""
+    values = [found.value for _, found in points]
+    before, after = (_with_interval(key, found._asdict()) for _, found in (points[0], points[-1]))
+    known = [(value, step) for (step, _), value in zip(points, values, strict=True) if value is not None]
     best, step = (min if key == "perplexity" else max)(known, default=(None, 0))
     told = "" if best is None else f"{measure(key, best)} (step {step:,.0f})"
     if len(values) == 1:
-        return [measure(key, values[0]), "", told, "", ""]
-    return [measure(key, values[0]), sparkline(values), told, measure(key, values[-1]),
-            change(key, values[0], values[-1]).partition(",")[0]]  # fmt: skip
+        return [before, "", told, "", ""]
+    return [before, sparkline(values), told, after, change(key, values[0], values[-1]).partition(",")[0]]
 
 
 def measured(runs: Sequence[Run]) -> Table | None:

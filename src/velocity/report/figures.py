@@ -10,9 +10,9 @@ import numpy as np
 from velocity.report import plots
 from velocity.report.compare import measures
 from velocity.report.facts import Run
-from velocity.report.headline import evaluations, interval, measure
+from velocity.report.headline import Points, evaluations, interval, measure
 from velocity.report.plots import Dot, Level, Line
-from velocity.report.series import Series, is_steep, series_of, smooth, thin
+from velocity.report.series import MOST_POINTS, Series, is_steep, series_of, smooth, thin
 from velocity.report.spelling import cut, number
 from velocity.report.table import Figure
 from velocity.runs.folder import MEASURES, is_share
@@ -106,17 +106,21 @@ def _set_of_runs(name: str, key: tuple[str, str], found: Sequence[tuple[Run, Any
     return _points(name, f"{key[0]}: {MEASURES[key[1]]}", told) if any(len(points) > 1 for _, points in told) else None
 
 
-def _points(name: str, title: str, told: Sequence[tuple[str, Sequence[tuple[float, float | None]]]]) -> Figure:
+def _points(name: str, title: str, told: Sequence[tuple[str, Points]]) -> Figure:
     lines, alts, legend = [], [], []
     for place, (label, points) in enumerate(told):
-        series = series_of([{"step": step, "value": value} for step, value in points], "value")
-        if len(series.known):
-            lines.append(Line(thin(series), place, "points" if len(series) <= 60 else "line"))
-            alts.append(plots.said(label, series))
+        values, low, high = (
+            series_of([{"step": step, "value": found[part]} for step, found in points], "value") for part in range(3)
+        )
+        if len(values.known):
+            band = (low, high) if len(low.known) and len(low) <= MOST_POINTS else None
+            lines.append(Line(thin(values), place, "points" if len(values) <= 60 else "line", band))
+            alts.append(plots.said(label, values))
             legend.append((label, place))
     log = is_steep(np.concatenate([line.series.known for line in lines]))
     svg = plots.curves(name, f"{title} by step: {'; '.join(alts)}", lines, log=log)
-    return Figure(title + (" (logarithmic)" if log else ""), svg, "", legend)
+    caption = "shaded: 95 % intervals" if any(line.band for line in lines) else ""
+    return Figure(title + (" (logarithmic)" if log else ""), svg, caption, legend)
 
 
 def intervals(runs: Sequence[Run]) -> list[Figure]:

@@ -8,10 +8,10 @@ from typing import Any
 
 from velocity.report.facts import Run
 from velocity.report.spelling import count, duration, number, percent
-from velocity.runs.folder import MEASURES, is_share
+from velocity.runs.folder import MEASURES, Measured, is_share
 from velocity.runs.prediction import measured
 
-Points = list[tuple[float, float | None]]  # a value after a step; None where it was not finite
+Points = list[tuple[float, Measured]]  # what was measured after a step
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,11 @@ def results(run: Run) -> list[Fact]:
     if run.evaluation.get("sets") or run.evaluation.get("benchmarks"):
         return [Fact(f"{name}: {words}", told, note) for name, words, told, note in _main_measures(run.evaluation)]
     found = [
-        Fact(f"{name}: {MEASURES[key]}", measure(key, last), change(key, first, last))
+        Fact(f"{name}: {MEASURES[key]}", measure(key, last.value), "; ".join(filter(None, notes)))
         for (name, key), points in evaluations(run).items()
         for first, last in [(points[0][1], points[-1][1])]
-        if last is not None
+        if last.value is not None
+        for notes in [(change(key, first.value, last.value), interval(key, last._asdict()))]
     ]
     if not found and run.steps:
         losses = [line["loss"] for line in run.steps]
@@ -99,7 +100,7 @@ def evaluations(run: Run) -> dict[tuple[str, str], Points]:
         for name, result in sets.items() if isinstance(sets, dict) else ():
             for key in MEASURES:
                 if key in result:
-                    found.setdefault((name, key), []).append((line["step"], result[key]))
+                    found.setdefault((name, key), []).append((line["step"], Measured.of(result, key)))
     return found
 
 

@@ -43,11 +43,12 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: of what colour (its place among them), and how it is drawn."""
+    """One curve: of what colour (its place among them), how it is drawn, and between what it may be."""
 
     series: Series
     colour: int = 0
     kind: Literal["line", "faint", "points"] = "line"
+    band: tuple[Series, Series] | None = None  # the lowest and the highest, at the same steps
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,9 @@ def _draw(axes: Axes, line: Line) -> None:
     if line.kind == "faint":
         axes.plot(line.series.x, line.series.y, color=colour, linewidth=0.8, alpha=0.35)
         return
+    if line.band is not None:
+        low, high = line.band
+        axes.fill_between(low.x, low.y, high.y, color=colour, alpha=0.15, linewidth=0)
     alone = len(line.series) == 1  # a line of one point is none
     marker = "o" if line.kind == "points" or alone else None
     axes.plot(line.series.x, line.series.y, color=colour, linewidth=1.6, marker=marker, markersize=4)

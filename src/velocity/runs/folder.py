@@ -7,10 +7,10 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from velocity.errors import UserError
 from velocity.files import write_atomically
@@ -29,6 +29,26 @@ SHARES = ("acc", "preference_accuracy", "exact_match", "f1", "rouge", "chrf", "p
 def is_share(measure: str) -> bool:
     """True for a measure from 0 to 1 that is told in per cent."""
     return measure.startswith(SHARES)
+
+
+class Measured(NamedTuple):
+    """A measure's value, and between what it may be; None where that is not finite, or not known."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any], measure: str) -> Measured:
+        """A measure of an evaluation set's result, as metrics.jsonl has it."""
+        return cls(result[measure], result.get(f"{measure}_low"), result.get(f"{measure}_high"))
+
+    def __str__(self) -> str:
+        """`16.46 (14.20–18.10)`."""
+        if self.value is None:
+            return "not finite"
+        bounds = "" if self.low is None or self.high is None else f" ({self.low:.2f}–{self.high:.2f})"
+        return f"{self.value:.2f}{bounds}"
 
 
 class RunFolder:
@@ -106,10 +126,10 @@ class RunFolder:
                 results[name] = (results.get(name, (result, result))[0], result)
         return results
 
-    def results(self) -> list[tuple[str, str, float, float]]:
-        """For each evaluation set and each measure that is for people: its first and its last value."""
+    def results(self) -> list[tuple[str, str, Measured, Measured]]:
+        """For each evaluation set and each measure that is for people: what it was first, and last."""
         return [
-            (name, words, before[key], after[key])
+            (name, words, Measured.of(before, key), Measured.of(after, key))
             for name, (before, after) in self.evaluations().items()
             for key, words in MEASURES.items()
             if key in before and key in after

@@ -35,7 +35,7 @@ def save_result(run: RunFolder, job: TrainingJob, built: Built, environment: Map
             "steps": len(lines),
             "tokens": sum(line["tokens"] for line in lines),
             "sources": environment["data"]["train"],
-            "results": run.results(),
+            "results": [(*what, str(before), str(after)) for *what, before, after in run.results()],
             "settings": job.model_dump(mode="json", exclude={"data", "launch"}),
         })  # fmt: skip
         if built.adapter is None:

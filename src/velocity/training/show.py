@@ -75,8 +75,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     if summary["results"]:
         table = Table("held-out set", "measure", "before", "after", "change")
         for name, what, before, after in summary["results"]:
-            later = (_number(after, 2), _change(what, before, after)) if summary["evaluated"] > 1 else ("", "")
-            table.add_row(name, what, _number(before, 2), *later)
+            later = (str(after), _change(what, before.value, after.value)) if summary["evaluated"] > 1 else ("", "")
+            table.add_row(name, what, str(before), *later)
         console.print(table)
 
 

@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from velocity.evaluation.statistics import (
+from velocity.intervals import (
     Interval,
     mean_interval,
+    moments,
     paired_mean,
     paired_ratio,
     ratio_interval,
+    ratio_interval_of,
     sample_interval,
     seed_of,
+    share_interval,
     weighted_interval,
 )
 
@@ -74,6 +77,14 @@ def perplexity(rng: np.random.Generator, rows: int) -> Interval:
     return ratio_interval(tokens_N * rng.gamma(4, 0.7, rows), tokens_N, 1, math.exp, resamples=RESAMPLES)
 
 
+def perplexity_from_sums(rng: np.random.Generator, rows: int) -> Interval:
+    """As training has it: of two ranks, each of which keeps five sums."""
+    tokens_N = ragged(rng, rows)
+    nats_N = tokens_N * rng.gamma(4, 0.7, rows)
+    parts = [moments(nats_N[place::2], tokens_N[place::2]) for place in range(2)]
+    return ratio_interval_of(parts[0] + parts[1], math.exp)
+
+
 def perplexity_change(rng: np.random.Generator, rows: int) -> Interval:
     """Ours is lower by 0.1 nats and a twentieth of theirs, 2.8 in the mean: by 0.24 nats."""
     tokens_N, theirs_N = ragged(rng, rows), rng.gamma(4, 0.7, rows)
@@ -87,6 +98,7 @@ SIMULATED: dict[str, tuple[Make, float]] = {
     "rare f1": (rare_f1, 0.05),
     "paired f1": (f1_gain, 0.025),
     "perplexity": (perplexity, math.exp(2.8)),
+    "perplexity from sums": (perplexity_from_sums, math.exp(2.8)),
     "paired perplexity": (perplexity_change, math.expm1(-0.24)),
 }
 
@@ -192,6 +204,25 @@ def test_a_perplexity_of_one_text_has_no_interval():
 def test_texts_of_which_one_is_nearly_all_are_worth_one():
     """(1000 + 1 + 1)² / (1000² + 1 + 1) is 1.004 rows."""
     assert ratio_interval([2800.0, 3.0, 2.0], [1000.0, 1.0, 1.0], 1).low is None
+    assert ratio_interval_of(moments([2800.0, 3.0, 2.0], [1000.0, 1.0, 1.0])) == Interval(2805 / 1002, None, None)
+
+
+def test_sums_over_equal_texts_give_the_interval_of_students_t():
+    """Of 2, 3 and 4 nats a token: 3 ± 4.303 · 1 / √3."""
+    found = ratio_interval_of(moments([20.0, 30.0, 40.0], [10.0] * 3))
+    half = 4.30265 / math.sqrt(3)
+    assert (found.low, found.value, found.high) == pytest.approx((3 - half, 3.0, 3 + half), abs=1e-4)
+
+
+@pytest.mark.parametrize("nats", [[], [math.nan, 1.0], [math.inf, 1.0]])
+def test_sums_of_nothing_and_of_a_model_that_diverged_have_no_interval(nats: list[float]):
+    assert ratio_interval_of(moments(nats, [1.0] * len(nats)), math.exp).low is None
+
+
+def test_half_a_right_answer_is_between_none_and_one():
+    """The quantiles of Beta(5.5 + 1/2, 4.5 + 1/2)."""
+    found = share_interval(5.5, 10)
+    assert (found.low, found.high) == pytest.approx(stats.beta.ppf([0.025, 0.975], 6.0, 5.0))
 
 
 def test_a_ratio_weighs_tokens_not_rows():

@@ -24,8 +24,8 @@ def digests(texts: Iterable[Mapping[str, str]]) -> Iterator[dict[str, str]]:
     """Yield {"text"} twice for each {"text"}: its sections' first sentences in order, and one by one in another order.
 
     One by one each begins with the name of what it is about, but the opening ends with it. A text is its title's line,
-    an opening, and sections that begin with `## `. The first of several lines is taken for the title; a text of one line
-    has none, and is its own opening.
+    an opening, and sections that begin with `## `. The first of several lines is taken for the title; a text of one
+    line has none, and is its own opening.
     """
     for record in texts:
         title, line_end, rest = record["text"].strip().partition("\n")

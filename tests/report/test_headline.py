@@ -18,8 +18,8 @@ def test_a_training_run_says_what_its_evaluations_came_to_and_holds_the_plan_aga
     run = training_run(tmp_path / "run", steps=30)
     restarted(run, 12)
     found = told(read_run(run.path))
-    assert found["unseen: perplexity"] == ("12.00", "−50.0 %, from 24.00")
-    assert found["general: perplexity"] == ("21.00", "+5.0 %, from 20.00")
+    assert found["unseen: perplexity"] == ("12.00", "−50.0 %, from 24.00; 95 %: 10.00 to 14.00")
+    assert found["general: perplexity"] == ("21.00", "+5.0 %, from 20.00; 95 %: 19.00 to 23.00")
     assert (found["steps"][0], found["tokens trained on"][0], found["restarts"][0]) == ("30", "30,000", "1")
     assert found["memory"] == ("55.5 GiB", "0.93 × the 60.0 planned")  # 55.5 / 60 = 0.925
     assert found["tokens a second"][1].endswith("× the 50,000 planned")

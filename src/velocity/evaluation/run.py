@@ -44,7 +44,8 @@ def evaluate(run: RunFolder, ranks: Ranks, stopping: Callable[[], bool] = lambda
     with mirrored(run, ranks, url) as written:
         ledgers = {name: ledger_of(run, name, store, written) for name, store in sets.items()}
         left = comm.from_first({name: ledger.unfinished() for name, ledger in ledgers.items()} if ranks.first else None)
-        behind = dict(zip(sets, accumulate(map(len, sets.values()), initial=0), strict=False))
+        in_turn = sorted(sets, key=lambda name: job.data.eval[name].kind == "answers")  # these come last
+        behind = dict(zip(in_turn, accumulate((len(sets[name]) for name in in_turn), initial=0), strict=False))
         todo = [Todo(name, sets[name], ledgers[name], shards, behind[name]) for name, shards in left.items() if shards]
         tasks = comm.from_first(result.benchmarks_left(run, job) if ranks.first else None)
         if todo or tasks:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.training.test_trainer import ToyEngine
 from velocity.batch import IGNORED, Batch
+from velocity.intervals import moments, ratio_interval_of
 from velocity.objectives.causal_lm import CausalLM
 from velocity.objectives.objective import LossOutput, Policy, SharedPolicy
 from velocity.training.evaluate import Stopped, evaluate
@@ -84,6 +85,12 @@ def test_a_perplexity_has_an_interval_from_the_losses_of_its_sequences_wherever_
         assert list(found) == ["loss", "perplexity", "perplexity_low", "perplexity_high", "tokens"]
         assert found["perplexity_low"] == pytest.approx(math.exp(3 - half), rel=1e-4)
         assert found["perplexity_high"] == pytest.approx(math.exp(3 + half), rel=1e-4)
+
+
+def test_an_interval_is_of_the_sequences_of_all_ranks():
+    found = evaluate(TwoRanks(), CausalLM(), {"unseen": [row(2, 2), row(3, 3), row(4, 4)]})["unseen"]
+    of_all = ratio_interval_of(3 * moments([4.0, 6.0, 8.0], [2.0] * 3), math.exp)  # the other rank has twice ours
+    assert (found["perplexity_low"], found["perplexity_high"]) == pytest.approx((of_all.low, of_all.high))
 
 
 def test_shares_have_the_interval_of_as_many_units_as_there_are():

@@ -80,8 +80,7 @@ class _Noted:
         """logps_BS of the policy."""
         logps_BS = self.policy(batch)
         nats_N, tokens_N = (_sums_of(values_BS, batch) for values_BS in (-logps_BS, batch.labels_BS != IGNORED))
-        told = tokens_N > 0
-        self.moments_5 += moments(nats_N[told], tokens_N[told])
+        self.moments_5 += moments(nats_N, tokens_N)
         return logps_BS
 
     def interval(self, engine: TrainEngine) -> Interval:

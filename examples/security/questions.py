@@ -87,7 +87,7 @@ def _asked(entity: Entity, keep: Keep, tellers: Mapping[str, int]) -> Iterator[t
         prompt = ask.format(id=entity.id, name=entity.name, what=what)
         if kind == "name" and mentions(what, entity):
             continue  # the answer would stand in the question
-        told = sorted(_told(entity, kind, keep), key=lambda text: (tellers[text], _hash(f"{entity.id} {text}")))
+        told = sorted(_told(entity, kind, keep), key=lambda text: (tellers[text], drawn(f"{entity.id} {text}")))
         every = frozenset(_told(entity, kind, lambda _: True))
         for number, text in enumerate(told[:EACH]):
             yield _Asked(entity, kind, prompt, text, every, known), number
@@ -136,32 +136,37 @@ def _row(row_id: str, question: _Asked, wrong: list[str]) -> dict[str, Any]:
     The true one has none to three shorter ones beside it, by hash as well, as far as there are any: to take the
     shortest or the longest is right in a quarter of the questions.
     """
-    draw = _hash(question.id)
+    draw = drawn(question.id)
     is_shorter: Callable[[str], bool] = lambda text: len(text) < len(question.true)  # noqa: E731
     shorter = [text for text in wrong if is_shorter(text)][: draw % OPTIONS]
     longer = [text for text in wrong if not is_shorter(text)][: OPTIONS - 1 - len(shorter)]
     rest = [text for text in wrong if text not in shorter + longer]
     taken = (shorter + longer + rest)[: OPTIONS - 1]
-    options = sorted(taken, key=lambda text: _hash(f"{question.id} {text}"))
+    options = sorted(taken, key=lambda text: drawn(f"{question.id} {text}"))
     answer = draw // OPTIONS % OPTIONS
     options.insert(answer, question.true)
     return {"id": row_id, "prompt": question.prompt, "choices": options, "answer": answer}
 
 
-def as_chats(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def as_chats(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield {"id", "messages"}: a few questions after each other, each with the text of its true option as the answer.
 
     By hash, so that they are about different things; together, so that what a template puts before a chat is computed
     once.
     """
-    ordered = sorted(rows, key=lambda row: _hash(row["id"]))
+    ordered = sorted(rows, key=lambda row: drawn(id_of(row)))
     for first in range(0, len(ordered), TOGETHER):
         group = ordered[first : first + TOGETHER]
         turns = [turn for row in group for turn in _turns(row)]
-        yield {"id": group[0]["id"], "messages": turns}
+        yield {"id": id_of(group[0]), "messages": turns}
 
 
-def _turns(row: dict[str, Any]) -> list[dict[str, str]]:
+def id_of(row: Mapping[str, Any]) -> str:
+    """Return a question's id, or what is asked where it has none."""
+    return str(row.get("id", row["prompt"]))
+
+
+def _turns(row: Mapping[str, Any]) -> list[dict[str, str]]:
     answer = row["choices"][row["answer"]]
     return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": answer}]
 
@@ -183,5 +188,6 @@ def _areas(entities: Iterable[Entity]) -> dict[str, list[Entity]]:
     return found
 
 
-def _hash(text: str) -> int:
+def drawn(text: str) -> int:
+    """Return a number that only the text decides, as evenly spread as chance."""
     return int(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), 16)

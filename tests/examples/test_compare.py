@@ -53,9 +53,9 @@ def test_where_nothing_is_moved_a_job_runs_as_its_file_says():
 
 
 def test_two_paths_bring_in_another_corpus_and_other_questions():
-    found = overrides(corpus="mine/texts", questions="mine/asked")
+    found = overrides(corpus="mine/texts", questions="mine/asked", output="mine/out")
     assert 'data.train.0.path="mine/texts/train.jsonl"' in found["pretrain"]
-    assert 'data.train.2.path="mine/asked/choices_train_chats.jsonl"' in found["pretrain"]
+    assert 'data.train.2.path="mine/out/sets/questions.jsonl"' in found["pretrain"]
     assert 'data.train.3.path="mine/texts/general_replay.jsonl"' in found["pretrain"]
     judged = next(changes for name, changes in found.items() if name.endswith("judged-full-retrieval"))
     assert 'retrieval.path="mine/texts/train.jsonl"' in judged
@@ -81,41 +81,71 @@ def test_lora_has_the_data_the_order_and_the_length_of_full_tuning():
         }
 
 
-def lines(path: Path, count: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": f"{number}"}) + "\n" for number in range(count)))
-    return path
+def asked(subject: str, kind: str = "name") -> dict[str, Any]:
+    return {"id": f"{subject}/{kind}/0", "prompt": f"What {kind} has {subject}?", "choices": ["A.", "B."], "answer": 1}
+
+
+def made(folder: Path, rows: int, questions: Sequence[dict[str, Any]]) -> compare.Places:
+    """Return a folder with so many texts of each kind and these questions of each kind, and where it puts its sets."""
+    for name in compare.TEXTS:
+        write_jsonl(folder / f"{name}.jsonl", [{"text": f"{number}"} for number in range(rows)])
+    for name in compare.QUESTIONS:
+        write_jsonl(folder / f"{name}.jsonl", questions)
+    return places(output=str(folder / "out"), corpus=str(folder), questions=str(folder))
+
+
+def sets(where: compare.Places) -> dict[str, list[dict[str, Any]]]:
+    compare.make_sets(where)
+    return {path.stem: list(compare.read(path)) for path in (where.output / "sets").iterdir()}
 
 
 def test_sets_are_whole_but_for_general_text(tmp_path: Path):
-    where = places(output=str(tmp_path / "out"), corpus=str(tmp_path), questions=str(tmp_path))
-    for name in ("train", "unseen", "general", "choices_seen", "choices_unseen", "choices_train_chats"):
-        lines(tmp_path / f"{name}.jsonl", 130)
-    compare.make_sets(where)
-    counts = {path.stem: len(path.read_text().splitlines()) for path in (tmp_path / "out" / "sets").iterdir()}
-    # of general text every third: 130 / 61 is more than 2; of each text to train on two digests
-    assert counts == {"seen": 130, "unseen": 130, "texts": 130, "general": 44, "digests": 260}
+    found = sets(made(tmp_path, 130, [asked(f"E{number}") for number in range(130)]))
+    # of general text every third: 130 / 61 is more than 2; of each text two digests; a tenth of 130 questions is held
+    # out, and four of the others are a chat
+    assert {name: len(rows) for name, rows in found.items()} == {
+        "seen": 130, "unseen": 130, "texts": 130, "general": 44, "digests": 260, "held": 13, "questions": 30
+    }  # fmt: skip
+
+
+def test_all_questions_about_a_subject_are_held_out_or_none(tmp_path: Path):
+    given = [asked(f"E{number}", kind) for number in range(30) for kind in ("name", "use")]
+    found = sets(made(tmp_path, 1, given))
+    held = {row["prompt"].split()[-1] for row in found["held"]}
+    assert len(held) == 3
+    assert len(found["held"]) == 6
+    taught = {turn["content"] for chat in found["questions"] for turn in chat["messages"] if turn["role"] == "user"}
+    assert taught == {row["prompt"] for row in given} - {row["prompt"] for row in found["held"]}
+
+
+def test_what_is_held_out_does_not_change_with_the_order_of_the_questions(tmp_path: Path):
+    given = [asked(f"E{number}") for number in range(30)]
+    there, back = (sets(made(tmp_path / name, 1, rows)) for name, rows in (("a", given), ("b", given[::-1])))
+    assert {row["id"] for row in there["held"]} == {row["id"] for row in back["held"]}
+
+
+def test_of_questions_without_ids_each_is_a_subject_of_its_own(tmp_path: Path):
+    given = [{"prompt": f"What is {number}?", "choices": ["A.", "B."], "answer": 0} for number in range(40)]
+    found = sets(made(tmp_path, 1, given))
+    assert len(found["held"]) == 4
+    assert sum(len(chat["messages"]) for chat in found["questions"]) == 2 * 36
+
+
+def test_no_digest_tells_the_sections_of_instances(tmp_path: Path):
+    where = made(tmp_path, 1, [asked("E1"), asked("E2")])
+    told = "# E1\n\nIt leaks.\n\n## Examples\n\nOne of them.\n\n## Detection\n\nLook at it."
+    write_jsonl(tmp_path / "train.jsonl", [{"text": told}])
+    assert sets(where)["digests"][0]["text"] == "# E1\nIt leaks.\nDetection: Look at it."
 
 
 def test_a_smoke_run_reads_the_first_few_rows_of_every_file(tmp_path: Path):
     for name in (*compare.TEXTS, *compare.QUESTIONS):
-        lines(tmp_path / f"{name}.jsonl", 20)
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": f"{number}"} for number in range(20)])
     few = compare.shortened(places(output=str(tmp_path / "out"), corpus=str(tmp_path), questions=str(tmp_path)))
     assert few.corpus == few.questions == tmp_path / "out" / "few"
     kept = {path.stem: path.read_text() for path in few.corpus.iterdir()}
     assert set(kept) == {*compare.TEXTS, *compare.QUESTIONS}
     assert {text.count("\n") for text in kept.values()} == {compare.QUICK_ROWS}
-
-
-def test_chats_to_train_on_are_made_of_questions_that_have_none(tmp_path: Path):
-    row = {"id": "a/b/0", "prompt": "What?", "choices": ["Yes.", "No."], "answer": 1}
-    for name in ("choices_train", "choices_seen", "choices_unseen"):
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
-    for name in ("train", "unseen", "general"):
-        lines(tmp_path / f"{name}.jsonl", 1)
-    compare.make_sets(places(output=str(tmp_path / "out"), corpus=str(tmp_path), questions=str(tmp_path)))
-    chat = json.loads((tmp_path / "choices_train_chats.jsonl").read_text())
-    assert [turn["content"] for turn in chat["messages"]] == ["What?", "No."]
 
 
 def test_a_file_that_is_missing_is_named_and_nothing_is_fetched(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

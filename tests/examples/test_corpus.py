@@ -16,7 +16,7 @@ from overlap import Keep
 PREFERENCES = ("preferences_train", "preferences_seen", "preferences_unseen")
 CHOICES = ("choices_train", "choices_seen", "choices_unseen")
 TEXTS = ("train", "unseen", "general", "general_replay", "chats", "chats_unseen")
-FILES = (*TEXTS, *CHOICES, "choices_train_chats", *PREFERENCES)
+FILES = (*TEXTS, *CHOICES, *PREFERENCES)
 
 
 def read(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -117,7 +117,7 @@ def test_a_question_with_options_is_about_an_entity_of_its_files_split(built: Pa
 
 
 def test_no_question_about_a_seen_or_unseen_entity_is_trained_on(built: Path) -> None:
-    taught = {turn["content"] for chat in read(built, "choices_train_chats") for turn in chat["messages"]}
+    taught = {record["prompt"] for record in read(built, "choices_train")}
     assert taught
     for name in ("choices_seen", "choices_unseen"):
         assert not taught & {record["prompt"] for record in read(built, name)}

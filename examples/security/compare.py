@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         make_missing(places)
         places = shortened(places) if options.quick else places
         make_sets(places)
-    except (sources.SourceError, model.ModelError, OSError) as error:
+    except (sources.SourceError, model.ModelError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     started = time.monotonic()
@@ -116,12 +116,14 @@ def make_missing(places: Places) -> None:
 
 
 def shortened(places: Places) -> Places:
-    """Return places whose texts and questions are the first few of those: a smoke run is not to read a whole corpus."""
+    """Return places with the first few texts and questions about this and that: a smoke run reads no whole corpus."""
     few = places.output / "few"
-    for folder, names in ((places.corpus, TEXTS), (places.questions, QUESTIONS)):
-        for name in names:
-            with (folder / f"{name}.jsonl").open(encoding="utf-8") as stream:
-                write(few / f"{name}.jsonl", [line.rstrip("\n") for line in islice(stream, QUICK_ROWS)])
+    for name in TEXTS:
+        with (places.corpus / f"{name}.jsonl").open(encoding="utf-8") as stream:
+            write(few / f"{name}.jsonl", [line.rstrip("\n") for line in islice(stream, QUICK_ROWS)])
+    for name in QUESTIONS:
+        lines = (places.questions / f"{name}.jsonl").read_text("utf-8").splitlines()
+        write(few / f"{name}.jsonl", lines[:: -(-len(lines) // QUICK_ROWS)])
     return Places(places.model, few, few, places.output)
 
 
@@ -131,10 +133,10 @@ def make_sets(places: Places) -> None:
         if not (places.corpus / f"{name}_sample.jsonl").exists():
             demo.sample(places.corpus / f"{name}.jsonl", demo.SAMPLED[name])
     sets = places.output / "sets"
-    held, asked = held_out(read(places.questions / "choices_train.jsonl"))
+    held, asked = held_out(list(read(places.questions / "choices_train.jsonl", "prompt", "choices", "answer")))
     write_rows(sets / "held.jsonl", held)
     write_rows(sets / "questions.jsonl", questions.as_chats(asked))
-    write_rows(sets / "digests.jsonl", digests.digests(read(places.corpus / "train.jsonl"), without=INSTANCES))
+    write_rows(sets / "digests.jsonl", digests.digests(read(places.corpus / "train.jsonl", "text"), without=INSTANCES))
     for name, path, rows_at_most in (
         ("seen", places.questions / "choices_seen.jsonl", None),
         ("unseen", places.questions / "choices_unseen.jsonl", None),
@@ -146,26 +148,34 @@ def make_sets(places: Places) -> None:
         write(sets / f"{name}.jsonl", lines[::every])
 
 
-def held_out(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+def held_out(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
     """Return the questions about a tenth of the subjects, at least one, and all others.
 
     The former are kept out of training, so that a recipe can be chosen by them and not by what is reported. What stands
-    before the first `/` of a question's id is its subject.
+    before the first `/` of a question's id is its subject, unless that is the same in all: then each question is one.
     """
-    about: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        about.setdefault(questions.id_of(row).partition("/")[0], []).append(row)
-    subjects = sorted(about, key=questions.drawn)
-    held = set(subjects[: -(-len(subjects) // HELD_OF)])
+    ids = [questions.id_of(row) for row in rows]
+    subjects = [name.partition("/")[0] for name in ids]
+    if len(set(subjects)) < 2:
+        subjects = ids
+    ordered = sorted(set(subjects), key=questions.drawn)
+    held = set(ordered[: -(-len(ordered) // HELD_OF)])
     parts: tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]] = ([], [])
-    for subject, asked in about.items():
-        parts[subject not in held].extend(asked)
+    for row, subject in zip(rows, subjects, strict=True):
+        parts[subject not in held].append(row)
     return parts
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a JSONL file."""
-    return map(json.loads, path.read_text("utf-8").splitlines())
+def read(path: Path, *fields: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a JSONL file; ValueError names a line that is none, or has not all of the fields."""
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+        if missing := [field for field in fields if field not in row]:
+            raise ValueError(f"{path}, line {number}: no `{missing[0]}`")
+        yield row
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -21,7 +21,7 @@ LONGEST = 50  # words: a first sentence that goes on and on is left out with its
 _CODE = re.compile(r"(\S*\d\S*): (.+)")  # a title such as `CWE-89: SQL Injection`
 _SECTION = re.compile(r"^## +", re.MULTILINE)
 _PARAGRAPH_END = re.compile(r"\n\s*\n")
-_BEFORE_LIST = re.compile(r"(: | by )")
+_LIST = re.compile(r"(?!- )(.*?(?:: | by ))(.+)\.")  # a sentence, no bullet: what precedes a list, the list
 _BETWEEN_ITEMS = re.compile(r", |(?<=\)) and ")  # where a list's items are names with codes, `and` stands between two
 
 
@@ -61,11 +61,11 @@ def _parts(text: str, name: str, without: Container[str]) -> Iterator[tuple[str,
 
 def _turned(said: str) -> str:
     """The sentence with a list's last item first; a list is what stands in capitals after a colon or the word `by`."""
-    begun, before, listed = _BEFORE_LIST.split(said, maxsplit=1) if _BEFORE_LIST.search(said) else (said, "", "")
-    items = _BETWEEN_ITEMS.split(listed.removesuffix("."))
-    if len(items) == 1 or not all(item[:1].isupper() and len(item.split()) <= ITEM_WORDS for item in items):
+    found = _LIST.fullmatch(said)
+    items = _BETWEEN_ITEMS.split(found[2]) if found else []
+    if not found or not all(item[:1].isupper() and len(item.split()) <= ITEM_WORDS for item in items):
         return said
-    return f"{begun}{before}{', '.join([items[-1], *items[:-1]])}."
+    return f"{found[1]}{', '.join([items[-1], *items[:-1]])}."
 
 
 def _by_hash(text: str) -> str:

@@ -138,14 +138,38 @@ def test_no_digest_tells_the_sections_of_instances(tmp_path: Path):
     assert sets(where)["digests"][0]["text"] == "# E1\nIt leaks.\nDetection: Look at it."
 
 
-def test_a_smoke_run_reads_the_first_few_rows_of_every_file(tmp_path: Path):
-    for name in (*compare.TEXTS, *compare.QUESTIONS):
-        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": f"{number}"} for number in range(20)])
-    few = compare.shortened(places(output=str(tmp_path / "out"), corpus=str(tmp_path), questions=str(tmp_path)))
+def test_a_smoke_run_reads_a_few_rows_of_every_file(tmp_path: Path):
+    given = made(tmp_path, 20, [asked(f"E{number}") for number in range(20)])
+    few = compare.shortened(given)
     assert few.corpus == few.questions == tmp_path / "out" / "few"
-    kept = {path.stem: path.read_text() for path in few.corpus.iterdir()}
-    assert set(kept) == {*compare.TEXTS, *compare.QUESTIONS}
-    assert {text.count("\n") for text in kept.values()} == {compare.QUICK_ROWS}
+    texts = {name: [row["text"] for row in compare.read(few.corpus / f"{name}.jsonl")] for name in compare.TEXTS}
+    assert texts == dict.fromkeys(compare.TEXTS, [str(number) for number in range(compare.QUICK_ROWS)])
+    for name in compare.QUESTIONS:
+        ids = [row["id"] for row in compare.read(few.questions / f"{name}.jsonl")]
+        # of 20 every third, so that they are about different things where what is about one stands together
+        assert ids == [f"E{number}/name/0" for number in range(0, 20, 3)]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("{", "line 2: Expecting"), ('{"prompt": "What?", "choices": ["A."]}', "line 2: no `answer`")],
+)
+def test_a_wrong_line_is_named(line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    where = made(tmp_path, 1, [asked("E1")])
+    tiny_model_folder(tmp_path / "model")
+    with (tmp_path / "choices_train.jsonl").open("a") as stream:
+        stream.write(f"{line}\n")
+    status = compare.main([
+        "--corpus", str(where.corpus), "--questions", str(where.questions), "--model", str(tmp_path / "model"),
+        "--output", str(where.output),
+    ])  # fmt: skip
+    assert status == 1
+    assert f"{tmp_path}/choices_train.jsonl, {said}" in capsys.readouterr().err
+
+
+def test_where_all_ids_begin_alike_each_question_is_a_subject(tmp_path: Path):
+    found = sets(made(tmp_path, 1, [asked("q", f"use{number}") for number in range(20)]))
+    assert (len(found["held"]), sum(len(chat["messages"]) for chat in found["questions"])) == (2, 2 * 18)
 
 
 def test_a_file_that_is_missing_is_named_and_nothing_is_fetched(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

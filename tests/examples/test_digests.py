@@ -78,6 +78,7 @@ def test_sections_are_left_out_by_their_headings():
         ("T1 is mitigated by Code Signing (M1) and Audit (M2).", "T1 is mitigated by Audit (M2), Code Signing (M1)."),
         ("T1 is mitigated by A (M1), B and C (M2) and D (M3).", "T1 is mitigated by D (M3), A (M1), B and C (M2)."),
         ("T1 is mitigated by Audit (M2).", "T1 is mitigated by Audit (M2)."),
+        ("- Code: Both Equals() and Hashcode() are defined.", "- Code: Both Equals() and Hashcode() are defined."),
         ("Do: For EJB, use a framework, instead of threads.", "Do: For EJB, use a framework, instead of threads."),
         ("It is met by Code, Keys. More is said of it elsewhere, in long and short.",
          "It is met by Code, Keys. More is said of it elsewhere, in long and short."),

@@ -123,7 +123,7 @@ def shortened(places: Places) -> Places:
             write(few / f"{name}.jsonl", [line.rstrip("\n") for line in islice(stream, QUICK_ROWS)])
     for name in QUESTIONS:
         lines = (places.questions / f"{name}.jsonl").read_text("utf-8").splitlines()
-        write(few / f"{name}.jsonl", lines[:: -(-len(lines) // QUICK_ROWS)])
+        write(few / f"{name}.jsonl", lines[:: max(1, -(-len(lines) // QUICK_ROWS))])
     return Places(places.model, few, few, places.output)
 
 
@@ -168,14 +168,16 @@ def held_out(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]]
 
 def read(path: Path, *fields: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSONL file; ValueError names a line that is none, or has not all of the fields."""
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
-        if missing := [field for field in fields if field not in row]:
-            raise ValueError(f"{path}, line {number}: no `{missing[0]}`")
-        yield row
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+            told = row.keys() if isinstance(row, dict) else ()
+            if missing := [field for field in fields if field not in told]:
+                raise ValueError(f"{path}, line {number}: no `{missing[0]}`")
+            yield row
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -152,7 +152,11 @@ def test_a_smoke_run_reads_a_few_rows_of_every_file(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("{", "line 2: Expecting"), ('{"prompt": "What?", "choices": ["A."]}', "line 2: no `answer`")],
+    [
+        ("{", "line 2: Expecting"),
+        ("5", "line 2: no `prompt`"),
+        ('{"prompt": "What?", "choices": ["A."]}', "line 2: no `answer`"),
+    ],
 )
 def test_a_wrong_line_is_named(line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     where = made(tmp_path, 1, [asked("E1")])

@@ -31,11 +31,11 @@ BASE, CORPUS, OUTPUT = "runs/demo/base", "runs/demo/corpus", "runs/compare"  # a
 TRAINING = ("pretrain", "sft", "lora-pretrain", "lora-sft")
 MODELS = {"stock": "", "lora": "lora", "full": "full"}  # name: its run below the output folder; stock has none
 WITH_RETRIEVAL = ("stock", "full")
-INSTANCES = ("Known vulnerabilities", "Examples")  # sections that no digest tells: a third of the words
+INSTANCES = ("Known vulnerabilities", "Examples")  # sections that no digest tells: they would be a third of it
 GENERAL_ROWS = 61  # records of general English that are measured on: 26,000 tokens tell a perplexity to 2 %
 TEXTS = ("train", "unseen", "general", "general_replay")
 QUESTIONS = ("choices_train", "choices_seen", "choices_unseen")
-HELD_OF = 10
+HELD_OF = 10  # one of so many subjects is held out of training
 QUICK_ROWS = 8
 QUICK = {
     "pretrain": ("duration.steps=2", "batch.tokens=1024"),
@@ -119,10 +119,9 @@ def shortened(places: Places) -> Places:
     """Return places with the first few texts and questions about this and that: a smoke run reads no whole corpus."""
     few = places.output / "few"
     for name in TEXTS:
-        with (places.corpus / f"{name}.jsonl").open(encoding="utf-8") as stream:
-            write(few / f"{name}.jsonl", [line.rstrip("\n") for line in islice(stream, QUICK_ROWS)])
+        write(few / f"{name}.jsonl", list(islice(lines_of(places.corpus / f"{name}.jsonl"), QUICK_ROWS)))
     for name in QUESTIONS:
-        lines = (places.questions / f"{name}.jsonl").read_text("utf-8").splitlines()
+        lines = list(lines_of(places.questions / f"{name}.jsonl"))
         write(few / f"{name}.jsonl", lines[:: max(1, -(-len(lines) // QUICK_ROWS))])
     return Places(places.model, few, few, places.output)
 
@@ -143,7 +142,7 @@ def make_sets(places: Places) -> None:
         ("texts", places.corpus / "unseen.jsonl", None),
         ("general", places.corpus / "general.jsonl", GENERAL_ROWS),
     ):
-        lines = path.read_text("utf-8").splitlines()
+        lines = list(lines_of(path))
         every = -(-len(lines) // rows_at_most) if rows_at_most else 1
         write(sets / f"{name}.jsonl", lines[::every])
 
@@ -168,16 +167,21 @@ def held_out(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]]
 
 def read(path: Path, *fields: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSONL file; ValueError names a line that is none, or has not all of the fields."""
+    for number, line in enumerate(lines_of(path), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+        told = row.keys() if isinstance(row, dict) else ()
+        if missing := [field for field in fields if field not in told]:
+            raise ValueError(f"{path}, line {number}: no `{missing[0]}`")
+        yield row
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """Yield a file's lines. What `str.splitlines` also takes for an end, such as U+2028, may stand in a JSON string."""
     with path.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-            told = row.keys() if isinstance(row, dict) else ()
-            if missing := [field for field in fields if field not in told]:
-                raise ValueError(f"{path}, line {number}: no `{missing[0]}`")
-            yield row
+        yield from (line.rstrip("\n") for line in stream)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -138,6 +138,14 @@ def test_no_digest_tells_the_sections_of_instances(tmp_path: Path):
     assert sets(where)["digests"][0]["text"] == "# E1\nIt leaks.\nDetection: Look at it."
 
 
+def test_a_line_separator_in_a_text_ends_no_line(tmp_path: Path):
+    where = made(tmp_path, 1, [asked("E1"), asked("E2")])
+    for name in ("unseen", "general"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "One.\u2028Two."}\n', encoding="utf-8")
+    found = sets(where)
+    assert found["texts"] == found["general"] == [{"text": "One.\u2028Two."}]
+
+
 def test_a_smoke_run_reads_a_few_rows_of_every_file(tmp_path: Path):
     given = made(tmp_path, 20, [asked(f"E{number}") for number in range(20)])
     few = compare.shortened(given)

@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 TOP = HERE.parent.parent
 JOBS = HERE / "compare"
 BASE, CORPUS, OUTPUT = "runs/demo/base", "runs/demo/corpus", "runs/compare"  # as the job files name them
-TRAINING = ("pretrain", "sft", "lora-pretrain", "lora-sft")
+TRAINING = ("pretrain", "preference", "lora-pretrain", "lora-preference")
 MODELS = {"stock": "", "lora": "lora", "full": "full"}  # name: its run below the output folder; stock has none
 WITH_RETRIEVAL = ("stock", "full")
 INSTANCES = ("Known vulnerabilities", "Examples")  # sections that no digest tells: they would be a third of it
@@ -39,7 +39,7 @@ HELD_OF = 10  # one of so many subjects is held out of training
 QUICK_ROWS = 8
 QUICK = {
     "pretrain": ("duration.steps=2", "batch.tokens=1024"),
-    "sft": ("duration.steps=2", "batch.tokens=1024"),
+    "preference": ("duration.steps=2", "batch.rows=4"),
     "evaluate": ("data.sequence_length=512", "data.on_long_chat=cut"),
 }
 
@@ -132,9 +132,10 @@ def make_sets(places: Places) -> None:
         if not (places.corpus / f"{name}_sample.jsonl").exists():
             demo.sample(places.corpus / f"{name}.jsonl", demo.SAMPLED[name])
     sets = places.output / "sets"
-    held, asked = held_out(list(read(places.questions / "choices_train.jsonl", "prompt", "choices", "answer")))
+    held, asked = held_out(list(read_questions(places.questions / "choices_train.jsonl")))
     write_rows(sets / "held.jsonl", held)
     write_rows(sets / "questions.jsonl", questions.as_chats(asked))
+    write_rows(sets / "pairs.jsonl", questions.as_pairs(asked))
     write_rows(sets / "digests.jsonl", digests.digests(read(places.corpus / "train.jsonl", "text"), without=INSTANCES))
     for name, path, rows_at_most in (
         ("seen", places.questions / "choices_seen.jsonl", None),
@@ -175,6 +176,15 @@ def read(path: Path, *fields: str) -> Iterator[dict[str, Any]]:
         told = row.keys() if isinstance(row, dict) else ()
         if missing := [field for field in fields if field not in told]:
             raise ValueError(f"{path}, line {number}: no `{missing[0]}`")
+        yield row
+
+
+def read_questions(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a JSONL file of questions; ValueError names a line whose answer is none of its options."""
+    for number, row in enumerate(read(path, "prompt", "choices", "answer"), 1):
+        options, answer = row["choices"], row["answer"]
+        if not (isinstance(options, list) and isinstance(answer, int) and 0 <= answer < len(options)):
+            raise ValueError(f"{path}, line {number}: `answer` must be the place of one of `choices`, from 0")
         yield row
 
 

@@ -161,14 +161,26 @@ def as_chats(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         yield {"id": id_of(group[0]), "messages": turns}
 
 
+def as_pairs(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield {"id", "prompt", "chosen", "rejected"} of each question's true option with each of its wrong ones."""
+    for row in rows:
+        for place, option in enumerate(row["choices"]):
+            if place != row["answer"]:
+                pair = {"prompt": row["prompt"], "chosen": _right(row), "rejected": option}
+                yield {"id": f"{id_of(row)}/{place}", **pair}
+
+
 def id_of(row: Mapping[str, Any]) -> str:
     """Return a question's id, or what is asked where it has none."""
     return str(row.get("id", row["prompt"]))
 
 
 def _turns(row: Mapping[str, Any]) -> list[dict[str, str]]:
-    answer = row["choices"][row["answer"]]
-    return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": answer}]
+    return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": _right(row)}]
+
+
+def _right(row: Mapping[str, Any]) -> str:
+    return str(row["choices"][row["answer"]])
 
 
 def _catalogue(entity: Entity) -> str:

@@ -37,7 +37,7 @@ def overrides(**moved: str) -> dict[str, list[str]]:
 
 def test_every_job_runs_once_and_each_model_is_measured_after_it_is_trained():
     found = [(job.stem, changes) for job, changes in compare.chain(places())]
-    assert [name for name, _ in found[:4]] == ["pretrain", "sft", "lora-pretrain", "lora-sft"]
+    assert [name for name, _ in found[:4]] == ["pretrain", "preference", "lora-pretrain", "lora-preference"]
     measured = [changes[-2:] for _, changes in found[4:]]
     assert measured == [
         [f"model={model}", f"output=runs/compare/judged-{name}"]
@@ -64,8 +64,8 @@ def test_two_paths_bring_in_another_corpus_and_other_questions():
 
 def test_another_output_moves_every_run_and_what_starts_from_it():
     found = overrides(output="elsewhere")
-    assert 'output="elsewhere/full"' in found["sft"]
-    assert 'model="elsewhere/full-pretrain"' in found["sft"]
+    assert 'output="elsewhere/full"' in found["preference"]
+    assert 'model="elsewhere/full-pretrain"' in found["preference"]
     judged = next(changes for name, changes in found.items() if name.endswith("judged-stock"))
     assert 'data.eval.seen.path="elsewhere/sets/seen.jsonl"' in judged
 
@@ -74,7 +74,7 @@ def test_lora_has_the_data_the_order_and_the_length_of_full_tuning():
     import yaml
 
     free = {"model", "output", "optimizer", "adapter"}
-    for name in ("pretrain", "sft"):
+    for name in ("pretrain", "preference"):
         full, lora = (yaml.safe_load((compare.JOBS / f"{kind}{name}.yaml").read_text()) for kind in ("", "lora-"))
         assert {key: value for key, value in full.items() if key not in free} == {
             key: value for key, value in lora.items() if key not in free
@@ -102,9 +102,10 @@ def sets(where: compare.Places) -> dict[str, list[dict[str, Any]]]:
 def test_sets_are_whole_but_for_general_text(tmp_path: Path):
     found = sets(made(tmp_path, 130, [asked(f"E{number}") for number in range(130)]))
     # of general text every third: 130 / 61 is more than 2; of each text two digests; a tenth of 130 questions is held
-    # out, and four of the others are a chat
+    # out, four of the others are a chat, and each has one wrong option
     assert {name: len(rows) for name, rows in found.items()} == {
-        "seen": 130, "unseen": 130, "texts": 130, "general": 44, "digests": 260, "held": 13, "questions": 30
+        "seen": 130, "unseen": 130, "texts": 130, "general": 44, "digests": 260, "held": 13, "questions": 30,
+        "pairs": 117,
     }  # fmt: skip
 
 
@@ -116,6 +117,7 @@ def test_all_questions_about_a_subject_are_held_out_or_none(tmp_path: Path):
     assert len(found["held"]) == 6
     taught = {turn["content"] for chat in found["questions"] for turn in chat["messages"] if turn["role"] == "user"}
     assert taught == {row["prompt"] for row in given} - {row["prompt"] for row in found["held"]}
+    assert {pair["prompt"] for pair in found["pairs"]} == taught
 
 
 def test_what_is_held_out_does_not_change_with_the_order_of_the_questions(tmp_path: Path):
@@ -164,6 +166,7 @@ def test_a_smoke_run_reads_a_few_rows_of_every_file(tmp_path: Path):
         ("{", "line 2: Expecting"),
         ("5", "line 2: no `prompt`"),
         ('{"prompt": "What?", "choices": ["A."]}', "line 2: no `answer`"),
+        ('{"prompt": "What?", "choices": ["A.", "B."], "answer": 2}', "line 2: `answer` must be"),
     ],
 )
 def test_a_wrong_line_is_named(line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

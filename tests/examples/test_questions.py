@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from entities import Entity, Passage, Question, Section, Split, split_of
-from questions import OPTIONS, as_chats, choices
+from questions import OPTIONS, as_chats, as_pairs, choices
 
 
 def ids(split: Split, count: int) -> list[str]:
@@ -151,3 +151,15 @@ def test_chats_answer_each_question_once_with_the_text_of_the_true_option():
     assert told == {row["prompt"]: true_of(row) for row in rows}
     assert {len(chat["messages"]) for chat in chats[:-1]} == {8}  # four questions and their answers
     assert {turn["role"] for turn in turns[::2]} == {"user"}
+
+
+def test_pairs_set_the_true_option_against_each_wrong_one():
+    rows = asked(many(30), kind="definition")
+    pairs = list(as_pairs(rows))
+    assert len({pair["id"] for pair in pairs}) == len(pairs) == 3 * len(rows)
+    by_prompt = {row["prompt"]: row for row in rows}
+    for pair in pairs:
+        row = by_prompt[pair["prompt"]]
+        assert pair["chosen"] == true_of(row)
+        assert pair["rejected"] in set(row["choices"]) - {true_of(row)}
+    assert len({(pair["prompt"], pair["rejected"]) for pair in pairs}) == len(pairs)

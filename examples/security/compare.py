@@ -36,6 +36,7 @@ GENERAL_ROWS = 61  # records of general English that are measured on: 26,000 tok
 TEXTS = ("train", "unseen", "general", "general_replay")
 QUESTIONS = ("choices_train", "choices_seen", "choices_unseen")
 HELD_OF = 10  # one of so many subjects is held out of training
+WITHOUT = "Which answer is right?"  # what stands for a question where its options are to tell nothing
 QUICK_ROWS = 8
 QUICK = {
     "pretrain": ("duration.steps=2", "batch.tokens=1024"),
@@ -136,6 +137,8 @@ def make_sets(places: Places) -> None:
     write_rows(sets / "held.jsonl", held)
     write_rows(sets / "questions.jsonl", questions.as_chats(asked))
     write_rows(sets / "pairs.jsonl", questions.as_pairs(asked))
+    seen = read_questions(places.questions / "choices_seen.jsonl")
+    write_rows(sets / "options.jsonl", [{**row, "prompt": WITHOUT} for row in seen])
     write_rows(sets / "digests.jsonl", digests.digests(read(places.corpus / "train.jsonl", "text"), without=INSTANCES))
     for name, path, rows_at_most in (
         ("seen", places.questions / "choices_seen.jsonl", None),

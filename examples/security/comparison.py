@@ -26,6 +26,11 @@ COLUMNS = (
     ("texts", "texts", "perplexity", "perplexity of unseen texts"),
     ("general", "general", "perplexity", "perplexity of general English"),
 )
+# the same of what is told below the table
+CHECKS = (
+    ("held", "held", "accuracy", "held-out questions right"),
+    ("options", "options", "accuracy", "seen questions right by their options alone"),
+)
 TRAINED = {"lora": ("lora-pretrain", "lora"), "full": ("full-pretrain", "full")}
 CHANCE = 0.25
 WIDTH = 140  # of the table
@@ -45,7 +50,7 @@ def gather(output: Path, models: Sequence[str], with_retrieval: Sequence[str]) -
             sets = json.loads((run / "evaluation.json").read_text("utf-8"))["sets"]
             found[f"{name}{kind}"] = {
                 column: _figure(run, output / "judged-stock", sets[where], where, measure)
-                for column, where, measure, _ in COLUMNS
+                for column, where, measure, _ in (*COLUMNS, *CHECKS)
                 if where in sets
             }
     trained = {name: _training(output, runs) for name, runs in TRAINED.items()}
@@ -80,7 +85,7 @@ def _training(output: Path, runs: Sequence[str]) -> Result:
 
 
 def show(result: Result) -> None:
-    """Print the table, then what differs from the stock model."""
+    """Print the table, then what differs from the stock model, then the checks."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.width = max(console.width, WIDTH)
     table = Table("", *(heading for *_, heading in COLUMNS), title="95 % intervals in brackets")
@@ -93,6 +98,10 @@ def show(result: Result) -> None:
         for column, *_, heading in COLUMNS:
             if difference := figures.get(column, {}).get("against_stock"):
                 console.print(f"{WORDS[name]}, {heading}: {difference['words']}")
+    for column, *_, heading in CHECKS:
+        measured = {name: figures for name, figures in result["figures"].items() if column in figures}
+        told = (f"{WORDS[name]} {cell(figures, column)}" for name, figures in measured.items())
+        console.print(f"{heading}: {', '.join(told)}")
 
 
 def markdown(entry: Mapping[str, Any]) -> list[str]:
@@ -111,7 +120,7 @@ def cell(figures: Mapping[str, Any], column: str) -> str:
     if column not in figures:
         return "as without"
     value, low, high = (figures[column][key] for key in ("value", "low", "high"))
-    if column in ("seen", "unseen"):
+    if column not in ("texts", "general"):
         return f"{100 * value:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
     return f"{value:.2f} ({low:.2f}–{high:.2f})"
 
@@ -124,7 +133,7 @@ def keep(result: Result, folder: Path, *, command: Sequence[str], saved: bool) -
     shares = [
         {"name": f"{name}: {column}", "unit": "share" if measure == "accuracy" else "", **values[column]}
         for name, values in result["figures"].items()
-        for column, _, measure, _ in COLUMNS
+        for column, _, measure, _ in (*COLUMNS, *CHECKS)
         if column in values
     ]
     question = "What do retrieval, LoRA and full tuning gain on questions about the corpus, and what do they forget?"

@@ -105,7 +105,7 @@ def test_sets_are_whole_but_for_general_text(tmp_path: Path):
     # out, four of the others are a chat, and each has one wrong option
     assert {name: len(rows) for name, rows in found.items()} == {
         "seen": 130, "unseen": 130, "texts": 130, "general": 44, "digests": 260, "held": 13, "questions": 30,
-        "pairs": 117,
+        "pairs": 117, "options": 130,
     }  # fmt: skip
 
 
@@ -118,6 +118,12 @@ def test_all_questions_about_a_subject_are_held_out_or_none(tmp_path: Path):
     taught = {turn["content"] for chat in found["questions"] for turn in chat["messages"] if turn["role"] == "user"}
     assert taught == {row["prompt"] for row in given} - {row["prompt"] for row in found["held"]}
     assert {pair["prompt"] for pair in found["pairs"]} == taught
+
+
+def test_options_stand_without_their_questions(tmp_path: Path):
+    found = sets(made(tmp_path, 1, [asked("E1"), asked("E2")]))
+    assert [row | {"prompt": ""} for row in found["options"]] == [row | {"prompt": ""} for row in found["seen"]]
+    assert {row["prompt"] for row in found["options"]} == {compare.WITHOUT}
 
 
 def test_what_is_held_out_does_not_change_with_the_order_of_the_questions(tmp_path: Path):
@@ -203,7 +209,7 @@ def judged(folder: Path, right: Sequence[bool], nats: float | None) -> None:
     ]  # fmt: skip
     share = {"value": sum(right) / len(right), "low": 0.1, "high": 1.0, "better": "higher"}
     sets: dict[str, Any] = {}
-    for name in ("seen", "unseen"):
+    for name in ("seen", "unseen", *(("held", "options") if nats is not None else ())):
         (folder / "rows" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         sets[name] = {"kind": "choices", "rows": len(rows), "measures": dict.fromkeys(SHARES, share)}
     if nats is not None:
@@ -250,6 +256,9 @@ def test_the_table_has_an_interval_in_each_cell(result: dict[str, Any], capsys: 
     row = rows["full tuning"]
     assert row.count("75.0 % (10.0–100.0)") == 2
     assert "as without" in shown
+    said = "stock model 50.0 % (10.0–100.0), LoRA 50.0 % (10.0–100.0), full tuning 75.0 % (10.0–100.0)"
+    assert f"held-out questions right: {said}\n" in shown
+    assert f"seen questions right by their options alone: {said}\n" in shown
 
 
 def test_a_kept_result_becomes_the_table_of_the_pages(result: dict[str, Any], tmp_path: Path):

@@ -133,11 +133,12 @@ def make_sets(places: Places) -> None:
         if not (places.corpus / f"{name}_sample.jsonl").exists():
             demo.sample(places.corpus / f"{name}.jsonl", demo.SAMPLED[name])
     sets = places.output / "sets"
-    held, asked = held_out(list(read_questions(places.questions / "choices_train.jsonl")))
+    # all of them now: a wrong line is to be named before hours of training, not after
+    taught, seen, _ = (list(read_questions(places.questions / f"{name}.jsonl")) for name in QUESTIONS)
+    held, asked = held_out(taught)
     write_rows(sets / "held.jsonl", held)
     write_rows(sets / "questions.jsonl", questions.as_chats(asked))
     write_rows(sets / "pairs.jsonl", questions.as_pairs(asked))
-    seen = read_questions(places.questions / "choices_seen.jsonl")
     write_rows(sets / "options.jsonl", [{**row, "prompt": WITHOUT} for row in seen])
     write_rows(sets / "digests.jsonl", digests.digests(read(places.corpus / "train.jsonl", "text"), without=INSTANCES))
     for name, path, rows_at_most in (

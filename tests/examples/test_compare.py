@@ -166,6 +166,7 @@ def test_a_smoke_run_reads_a_few_rows_of_every_file(tmp_path: Path):
         assert ids == [f"E{number}/name/0" for number in range(0, 20, 3)]
 
 
+@pytest.mark.parametrize("name", compare.QUESTIONS)
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -175,17 +176,17 @@ def test_a_smoke_run_reads_a_few_rows_of_every_file(tmp_path: Path):
         ('{"prompt": "What?", "choices": ["A.", "B."], "answer": 2}', "line 2: `answer` must be"),
     ],
 )
-def test_a_wrong_line_is_named(line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_wrong_line_is_named(name: str, line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     where = made(tmp_path, 1, [asked("E1")])
     tiny_model_folder(tmp_path / "model")
-    with (tmp_path / "choices_train.jsonl").open("a") as stream:
+    with (tmp_path / f"{name}.jsonl").open("a") as stream:
         stream.write(f"{line}\n")
     status = compare.main([
         "--corpus", str(where.corpus), "--questions", str(where.questions), "--model", str(tmp_path / "model"),
         "--output", str(where.output),
     ])  # fmt: skip
     assert status == 1
-    assert f"{tmp_path}/choices_train.jsonl, {said}" in capsys.readouterr().err
+    assert f"{tmp_path}/{name}.jsonl, {said}" in capsys.readouterr().err
 
 
 def test_where_all_ids_begin_alike_each_question_is_a_subject(tmp_path: Path):

@@ -31,6 +31,8 @@ RESOURCES = {
     "batch/v1": {"jobs": "Job"},
     "authorization.k8s.io/v1": {"selfsubjectaccessreviews": "SelfSubjectAccessReview"},
 }  # fmt: skip
+# Pods start in a thread, beside which pytest takes variables away: copying the environment there fails now and then.
+INHERITED = dict(os.environ)
 Start = Callable[[int, Sequence[str], Mapping[str, str], Path], "subprocess.Popen[str]"]
 
 
@@ -187,7 +189,7 @@ def run_here(index: int, command: Sequence[str], variables: Mapping[str, str], f
     """The command of a pod, on this machine."""
     with (folder / "log").open("w") as log:
         return subprocess.Popen(
-            command, env={**os.environ, **variables}, cwd=folder, stdout=log, stderr=subprocess.STDOUT, text=True
+            command, env={**INHERITED, **variables}, cwd=folder, stdout=log, stderr=subprocess.STDOUT, text=True
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -125,6 +126,18 @@ def test_the_password_of_an_address_in_the_environment_is_taken_out_by_itself(mo
         "FSSPEC_HTTPS", json.dumps({"url": "not-secret", "headers": {"Authorization": "Basic dXNlcjpwdw=="}})
     )
     assert scrub("s3cr3t-pw not-secret Basic dXNlcjpwdw==") == f"{MASK} not-secret {MASK}"
+
+
+def test_a_variable_may_be_taken_away_while_the_environment_is_looked_through(monkeypatch: pytest.MonkeyPatch):
+    def meanwhile(path: str) -> bool:
+        monkeypatch.delenv("TAKEN_AWAY", raising=False)  # as another thread may: a library, or pytest between two tests
+        return False
+
+    monkeypatch.setenv("MY_TOKEN", TOKEN)  # with a slash: whether it is a path is looked up
+    monkeypatch.setenv("TAKEN_AWAY", "x")
+    monkeypatch.setattr(os.path, "exists", meanwhile)
+    assert scrub(TOKEN) == MASK
+    assert found_in(TOKEN) == "the value of the environment variable MY_TOKEN"
 
 
 def test_settings_that_are_no_json_hold_no_secret(monkeypatch: pytest.MonkeyPatch):

@@ -77,8 +77,11 @@ def shaped_in(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _known() -> dict[str, str]:
-    """The secrets of the environment, each with the variable that holds it."""
-    return {value: name for name, held in os.environ.items() for value in _secrets_of(name, held)}
+    """The secrets of the environment, each with the variable that holds it.
+
+    Another thread may take a variable away meanwhile, after which `os.environ.items()` fails.
+    """
+    return {value: name for name in list(os.environ) for value in _secrets_of(name, os.environ.get(name, ""))}
 
 
 def _secrets_of(name: str, held: str) -> Iterator[str]:

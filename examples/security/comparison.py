@@ -98,18 +98,31 @@ def show(result: Result) -> None:
         for column, *_, heading in COLUMNS:
             if difference := figures.get(column, {}).get("against_stock"):
                 console.print(f"{WORDS[name]}, {heading}: {difference['words']}")
+    for line in checks(result["figures"]):
+        console.print(line)
+
+
+def checks(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a line for each check, with what every model has there."""
+    lines = []
     for column, *_, heading in CHECKS:
-        measured = {name: figures for name, figures in result["figures"].items() if column in figures}
-        told = (f"{WORDS[name]} {cell(figures, column)}" for name, figures in measured.items())
-        console.print(f"{heading}: {', '.join(told)}")
+        told = (f"{WORDS[name]} {cell(found, column)}" for name, found in figures.items() if column in found)
+        lines.append(f"{heading}: {', '.join(told)}")
+    return lines
 
 
-def markdown(entry: Mapping[str, Any]) -> list[str]:
-    """Return the lines of the table of a kept result, as the README and the guide show them."""
+def figures_of(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the figures of a kept result by way to answer and column."""
     figures: dict[str, dict[str, Any]] = {name: {} for name in WORDS}
     for figure in entry["figures"]:
         name, _, column = figure["name"].partition(": ")
         figures[name][column] = figure
+    return figures
+
+
+def markdown(entry: Mapping[str, Any]) -> list[str]:
+    """Return the lines of the table of a kept result, as the README and the guide show them."""
+    figures = figures_of(entry)
     head = [["", *(heading for *_, heading in COLUMNS)], ["---"] * (1 + len(COLUMNS))]
     body = [[WORDS[name], *(cell(found, column) for column, *_ in COLUMNS)] for name, found in figures.items()]
     return [f"| {' | '.join(row)} |".replace("|  |", "| |") for row in [*head, *body]]

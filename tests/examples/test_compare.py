@@ -283,6 +283,8 @@ def test_the_pages_show_the_newest_kept_result_and_no_table_of_five_before_there
     if KEPT.exists():
         newest = json.loads(KEPT.read_text("utf-8"))[-1]
         assert "\n".join(comparison.markdown(newest)) in text
+        checks = "\n".join(f"- {line}" for line in comparison.checks(comparison.figures_of(newest)))
+        assert checks in text or page == "README.md"
         return
     comparison.keep({**result, "seconds": 1.0}, tmp_path, command=["compare.py"], saved=False)
     head = comparison.markdown(json.loads((tmp_path / "comparison.json").read_text())[-1])[0]

@@ -69,6 +69,7 @@ RUNS = """
 import signal
 from velocity.launch import local
 from velocity.process import STOPS
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to it
 before = [signal.getsignal(number) for number in STOPS]
 ended = local.run({command!r}, {{}})
 after = [signal.getsignal(number) for number in STOPS]

@@ -84,7 +84,7 @@ def _ranks(run_folder: str) -> list[int]:
                 words = (entry / "cmdline").read_text().split("\0")
             except OSError:
                 continue
-            if words[1:4] == ["-m", RANK, run_folder] or words[2:5] == ["-m", RANK, run_folder]:
+            if "velocity.distributed.begin" in words and words[-3:-1] == [RANK, run_folder]:
                 found.append(int(entry.name))
     return found
 

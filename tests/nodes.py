@@ -72,7 +72,7 @@ class TwoNodes:
         """The processes of a node's ranks."""
         agents = processes_naming(f"velocity.distributed.node --node {node} 2 {HOSTS[0]}:")
         ours = [one for one in agents if Path(f"/proc/{one}/cwd").resolve() == self.home(node).resolve()]
-        found = processes_naming("-m velocity.training.run") + processes_naming("-m velocity.inference.run")
+        found = processes_naming("begin velocity.training.run") + processes_naming("begin velocity.inference.run")
         return [one for one in found if _parent(one) in ours]
 
     def wait_for(self, what: Callable[[], object]) -> None:

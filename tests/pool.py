@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from velocity.garbage import importing
+
 RANK = "a rank of the pool"  # what its processes are called
 
 
@@ -19,16 +21,19 @@ def _serve(rank: int, size: int, port: int, inbox: Any, outbox: Any) -> None:
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
         MASTER_ADDR="localhost", MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu",
     )  # fmt: skip
-    import torch
+    with importing():  # as a job's ranks do: ZeRO 3 collects garbage at each of its starts, hundreds in a session
+        import torch
 
-    from velocity.distributed import comm
-    from velocity.distributed.tensor import forget
-    from velocity.process import die_with_parent
+        import velocity.training.build  # noqa: F401 - and with it transformers
+        from velocity.distributed import comm
+        from velocity.distributed.tensor import forget
+        from velocity.process import die_with_parent
 
     die_with_parent()
     torch.set_num_threads(1)
     ranks = comm.from_environment()
-    comm.start(ranks)
+    with importing():
+        comm.start(ranks)
     while (call := inbox.get()) is not None:
         function, arguments = call
         try:

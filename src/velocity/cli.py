@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from velocity.errors import InterruptedRun, UserError, shown
+from velocity.garbage import collect_seldom
 from velocity.process import hear_stops
 from velocity.terminal import keep_secrets, progress_line, say
 
@@ -348,6 +349,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     keep_secrets()
+    collect_seldom()
     try:
         app([argument for argument in arguments if argument != "--debug"], standalone_mode=True)
     except Exception as error:

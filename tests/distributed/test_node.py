@@ -25,27 +25,30 @@ import os, signal, sys, time
 from pathlib import Path
 from velocity.distributed import pulse
 from velocity.process import hear_stops
-folder, wish, rank = Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
 heard = []
-def asked(number):
-    heard.append(signal.Signals(number).name)
-    (folder / f"asked-{rank}").write_text(" ".join(heard))
-hear_stops(asked)
-(folder / f"rank-{rank}").write_text(f"{os.environ['LOCAL_RANK']} of {os.environ['WORLD_SIZE']}")
-while len(list(folder.glob("rank-*"))) < 2:
-    time.sleep(0.01)
-if wish == "fails" and rank == 1:
-    sys.exit(3)
-if wish == "killed" and rank == 1:
-    pulse.begin(folder / "failures", rank)
-    pulse.at(4, pulse.Place.LEARNS, "learning", ["a.jsonl:7"])
-    os.kill(os.getpid(), signal.SIGKILL)
-deadline = time.monotonic() + 60
-while wish != "ends" and not heard and time.monotonic() < deadline:
-    time.sleep(0.01)
-if wish.startswith("SIG"):
-    time.sleep(1)  # it saves, and may hear more of it
-    sys.exit(75)
+
+def main(place, wish):
+    folder, rank = Path(place), int(os.environ["RANK"])
+    def asked(number):
+        heard.append(signal.Signals(number).name)
+        (folder / f"asked-{rank}").write_text(" ".join(heard))
+    hear_stops(asked)
+    (folder / f"rank-{rank}").write_text(f"{os.environ['LOCAL_RANK']} of {os.environ['WORLD_SIZE']}")
+    while len(list(folder.glob("rank-*"))) < 2:
+        time.sleep(0.01)
+    if wish == "fails" and rank == 1:
+        return 3
+    if wish == "killed" and rank == 1:
+        pulse.begin(folder / "failures", rank)
+        pulse.at(4, pulse.Place.LEARNS, "learning", ["a.jsonl:7"])
+        os.kill(os.getpid(), signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while wish != "ends" and not heard and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if wish.startswith("SIG"):
+        time.sleep(1)  # it saves, and may hear more of it
+        return 75
+    return 0
 """
 
 
@@ -131,7 +134,7 @@ def test_no_process_is_left(runs: Runs, wish: str):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a machine another name")
 def test_a_machine_whose_own_name_has_no_address_runs_its_workers(tmp_path: Path):
-    (tmp_path / "worker.py").write_text("")
+    (tmp_path / "worker.py").write_text("def main():\n    return 0\n")
     node = [sys.executable, "-m", "velocity.distributed.node", "1", str(tmp_path / "failures"), "worker"]
     renamed = ["unshare", "--uts", "sh", "-c", 'hostname no-such-machine.invalid && exec "$@"', "sh", *node]
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}

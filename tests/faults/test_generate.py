@@ -47,7 +47,7 @@ class Disturbed:
         return len(list(self.run.shards.glob("*.jsonl")))
 
     def ranks(self) -> list[int]:
-        return processes_naming(f"-m velocity.inference.run {self.run.path}")
+        return processes_naming(f"begin velocity.inference.run {self.run.path}")
 
     def attempt(self, way: str, disturb: Callable[[subprocess.Popen[str]], None], *overrides: str, shards: int) -> None:
         """The job is started, disturbed once `shards` more are there, and gone, with all of its processes."""

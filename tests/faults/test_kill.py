@@ -119,7 +119,7 @@ def test_a_job_whose_rank_is_killed_starts_again_by_itself_and_ends_with_the_sam
     job, run = _job(folder, "restarted", max_restarts=1), folder / "restarted"
     process = _start_until(job, run, EVERY + 2)
     try:
-        os.kill(max(processes_naming(f"-m velocity.training.run {run}")), signal.SIGKILL)
+        os.kill(max(processes_naming(f"begin velocity.training.run {run}")), signal.SIGKILL)
         _, said = process.communicate(timeout=240)
     finally:
         process.kill()
@@ -137,7 +137,7 @@ def test_one_killed_rank_ends_the_job_and_is_named_last(tmp_path: Path) -> None:
     job, run = _job(tmp_path, "run"), tmp_path / "run"
     process = _start_until(job, run, 2)
     try:
-        ranks = processes_naming(f"-m velocity.training.run {run}")
+        ranks = processes_naming(f"begin velocity.training.run {run}")
         assert len(ranks) == 2
         os.kill(max(ranks), signal.SIGKILL)
         _, said = process.communicate(timeout=60)

@@ -192,7 +192,7 @@ def test_nothing_that_a_run_leaves_says_or_starts_tells_a_secret(tmp_path: Path,
         for way in ("model on stdout: ***", "model on stderr: '***'", "model logs: ***"):  # warnings are not shown
             assert way in outcome.said, "the planted secrets were told"
         lines = outcome.command_lines
-        for module in ("velocity.distributed.node", "velocity.training.run"):
+        for module in ("velocity.distributed.node", "velocity.distributed.begin"):
             assert any(f" -m {module} " in line for line in lines), "they were looked at"
         assert [line for line in lines if told(line.encode())] == []
     assert not run.stat().st_mode & 0o007 and not (tmp_path / "cache").stat().st_mode & 0o007

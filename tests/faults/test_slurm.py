@@ -65,7 +65,7 @@ class Training(Job):
         found = {
             pid: Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in self.cluster.processes(host)
         }
-        return [pid for pid, line in found.items() if f"-m velocity.training.run {self.run_folder}" in line]
+        return [pid for pid, line in found.items() if f"begin velocity.training.run {self.run_folder}" in line]
 
 
 @pytest.fixture(name="training")

@@ -55,7 +55,7 @@ class Disturbed:
         return int(lines[-1]["step"]) if lines else 0
 
     def ranks(self) -> list[int]:
-        return sorted(processes_naming(f"-m velocity.training.run {self.run.path}"))
+        return sorted(processes_naming(f"begin velocity.training.run {self.run.path}"))
 
     def node(self) -> list[int]:
         return processes_naming(f"-m velocity.distributed.node 2 {self.run.failures}")

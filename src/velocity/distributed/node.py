@@ -59,7 +59,7 @@ class Agent:
 
 
 def main(agent: Agent, failures: Path, module: str, arguments: list[str]) -> int:
-    """Run `python -m module arguments` in all ranks of this node; return the first failure's exit status, or 0.
+    """Call `main(*arguments)` of the module in all ranks of this node; return the first failure's exit status, or 0.
 
     A rank that a signal killed, or that hangs, cannot say so itself: its failure is written into `failures`.
     """
@@ -92,7 +92,7 @@ def _run(agent: Agent, failures: Path, module: str, arguments: list[str]) -> int
     watchdog = Watchdog(failures)
     watchdog.start()
     try:
-        elastic_launch(agent.config, sys.executable)("-m", module, *arguments)
+        elastic_launch(agent.config, sys.executable)("-m", "velocity.distributed.begin", module, *arguments)
     except ChildFailedError as error:
         return FAILED if watchdog.fired else _failed(failures, error)
     finally:

@@ -1,12 +1,11 @@
 """One rank of an evaluate job: scores and answers rows, shard by shard, until every set and benchmark has its figures.
 
-`python -m velocity.evaluation.run RUN_FOLDER` under torchrun.
+`python -m velocity.distributed.begin velocity.evaluation.run RUN_FOLDER` under torchrun.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -109,7 +108,3 @@ def _scorer(job: EvaluateJob, place: Place) -> Scorer:
 def main(folder: str) -> int:
     """Measure, and say how it went."""
     return as_rank(folder, evaluate, MEMORY_FIX)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

@@ -1,13 +1,12 @@
 """One rank of a generate job: takes shards, completes their rows, and puts them down until there is none left.
 
-`python -m velocity.inference.run RUN_FOLDER` under torchrun.
+`python -m velocity.distributed.begin velocity.inference.run RUN_FOLDER` under torchrun.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -200,7 +199,3 @@ def _spread(values: Sequence[int]) -> dict[str, int]:
 def main(folder: str) -> int:
     """Complete the rows, and say how it went."""
     return as_rank(folder, generate, MEMORY_FIX)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

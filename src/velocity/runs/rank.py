@@ -14,6 +14,7 @@ from velocity.distributed.comm import Ranks
 from velocity.distributed.failure import Failure
 from velocity.distributed.memory import is_out_of_memory
 from velocity.errors import InterruptedRun, JobError, MemoryFull, VelocityError, from_system
+from velocity.garbage import importing
 from velocity.models.quiet import quieten
 from velocity.process import die_with_parent, hear_stops, ignore_stops
 from velocity.runs.folder import RunFolder
@@ -39,7 +40,8 @@ def as_rank(folder: str, work: Callable[[RunFolder, Ranks, Callable[[], bool]], 
     stopping = _stop_flag()  # first of all: a stop while the model loads is kept until the first step
     try:
         pulse.begin(run.failures, ranks.rank)
-        comm.start(ranks)
+        with importing():  # deepspeed
+            comm.start(ranks)
         work(run, ranks, stopping)
         comm.stop()
     except InterruptedRun as stopped:

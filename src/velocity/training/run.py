@@ -1,6 +1,6 @@
 """One rank of a training job: puts its parts together from the run folder, trains, and leaves the tuned model.
 
-`python -m velocity.training.run RUN_FOLDER` under torchrun.
+`python -m velocity.distributed.begin velocity.training.run RUN_FOLDER` under torchrun.
 """
 
 from __future__ import annotations
@@ -172,7 +172,3 @@ def _resume(run: RunFolder, checkpoints: Checkpoints, engine: TrainEngine, plan:
 def main(folder: str) -> int:
     """Train, and say how it went."""
     return as_rank(folder, train, MEMORY_FIX)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

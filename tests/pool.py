@@ -24,7 +24,7 @@ def _serve(rank: int, size: int, port: int, inbox: Any, outbox: Any) -> None:
     with importing():  # as a job's ranks do: ZeRO 3 collects garbage at each of its starts, hundreds in a session
         import torch
 
-        import velocity.training.build  # noqa: F401 - and with it transformers
+        import tests.running  # noqa: F401 - what most functions need
         from velocity.distributed import comm
         from velocity.distributed.tensor import forget
         from velocity.process import die_with_parent

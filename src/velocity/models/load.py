@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,16 +57,17 @@ def load_model(  # noqa: PLR0913 - all that decides how weights come to lie
 def partitioned(zero3: dict[str, Any] | None) -> Iterator[None]:
     """Inside, what transformers loads is split over the ranks, and peft knows that weights are; None: they are whole.
 
-    The state is global, and ends with the object that holds it: outside, a model loads whole again.
+    The state is global; outside, a model loads whole again.
     """
     if zero3 is None:
         yield
         return
     from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    holder = HfDeepSpeedConfig(zero3)
+    known = HfDeepSpeedConfig(zero3)  # as long as this object lives
     try:
         yield
     finally:
-        del holder
-        gc.collect()
+        unset_hf_deepspeed_config()
+        del known

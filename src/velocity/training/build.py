@@ -70,7 +70,7 @@ def build_engine(job: TrainingJob, model_folder: Path, config: dict[str, Any], m
     base = str(model_folder.absolute()) if Path(job.model.path).expanduser().is_dir() else job.model.path
     with partitioned(zero3):
         adapter = add_adapter(model, job.adapter, (base, job.model.revision), job.seed) if job.adapter else None
-    if zero3 is not None:
+    if zero3 is not None and adapter is not None:
         comm.gather_for(weights_read(model))
     if strategy.zero == 3:
         gather_experts_whole(model)

@@ -26,5 +26,8 @@ def importing() -> Iterator[None]:
 
 
 def collect_seldom() -> None:
-    """From now on Python collects after `MANY` new objects, not after 700: for a process that holds no tensors."""
+    """From now on Python collects after `MANY` new objects, not after 700: for a process that trains nothing.
+
+    Whatever hangs in a circle lives longer for it, tensors among it; a rank must not wait so long.
+    """
     gc.set_threshold(MANY)

@@ -27,7 +27,7 @@ from pathlib import Path
 from velocity.checkpoints.mirror import Mirror
 from velocity.checkpoints.store import S3Store
 S3Store.part_bytes = 5 << 20
-print(Mirror(sys.argv[1], Path(sys.argv[2]), first=True).finish(float(sys.argv[3])))
+print(Mirror(sys.argv[1], Path(sys.argv[2]), first=True, kept=list).finish(float(sys.argv[3])))
 """
 
 
@@ -48,7 +48,7 @@ def marked(store: Store) -> list[str]:
 
 def finished(url: str, run: Path) -> Store:
     """The mirror once the run's newest checkpoint is there."""
-    assert Mirror(url, run, first=True).finish(30) == []
+    assert Mirror(url, run, first=True, kept=list).finish(30) == []
     return open_store(url)
 
 
@@ -106,7 +106,7 @@ def test_a_server_that_is_down_for_a_while_is_said_once_and_tried_again(
 ):
     run, url = make_run(tmp_path / "run", 2), s3.bucket()
     s3.stop()
-    mirror = Mirror(url, run, first=True)
+    mirror = Mirror(url, run, first=True, kept=list)
     try:
         wait_for(lambda: mirror._failures)
         mirror.offer(make_checkpoint(run, 4))
@@ -127,7 +127,7 @@ def test_a_run_ends_though_its_mirror_is_down_and_says_what_is_not_there(
     run = make_run(tmp_path / "run", 2)
     (tmp_path / "file").write_text("where the mirror's folder is to be")
     url = str(tmp_path / "file" / "mirror")
-    mirror = Mirror(url, run, first=True)
+    mirror = Mirror(url, run, first=True, kept=list)
     wait_for(lambda: mirror._failures)
     assert mirror.finish(0.1) == ["step-00000002", "the run's records"]
     last = capsys.readouterr().err.splitlines()[-1]
@@ -149,7 +149,7 @@ def test_a_process_ends_at_once_though_its_mirror_hangs(s3: Server, tmp_path: Pa
 def test_a_checkpoint_that_is_pruned_here_while_it_is_sent_arrives_whole(tmp_path: Path, s3: Server):
     run, url = make_run(tmp_path / "run", 2, parts=10), s3.bucket()
     before = contents(run / "checkpoints" / "step-00000002")
-    mirror = Mirror(url, run, first=True)
+    mirror = Mirror(url, run, first=True, kept=list)
     wait_for(lambda: s3.sent("part-"))
     remove(run / "checkpoints" / "step-00000002")
     assert mirror.finish(30) == []
@@ -166,7 +166,7 @@ def test_without_hard_links_a_pruned_checkpoint_is_said_and_left(
 
     monkeypatch.setattr(os, "link", refuse)
     run, mirror = make_run(tmp_path / "run"), tmp_path / "mirror"
-    there = Mirror(str(mirror), run, first=True)
+    there = Mirror(str(mirror), run, first=True, kept=list)
     there.offer(make_checkpoint(run, 2))
     wait_for(lambda: (mirror / "step-00000002" / MARKER).is_file())
     with there._changed:  # it cannot begin before we let it
@@ -247,7 +247,7 @@ def test_two_nodes_send_what_each_has_and_the_marker_waits_for_both(
     monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
     url, nodes = s3.bucket(), [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
     store = open_store(url)
-    mirrors = [Mirror(url, node, first=node.name == "a") for node in nodes]
+    mirrors = [Mirror(url, node, first=node.name == "a", kept=list) for node in nodes]
     one = split(tmp_path / "whole", nodes, 2)
     mirrors[0].offer(one[0])
     wait_for(lambda: len(store.names("step-00000002")) == 3)  # two parts, state.json
@@ -275,7 +275,7 @@ def test_a_node_that_never_sends_is_said(
     monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.2)
     nodes = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
     split(tmp_path / "whole", nodes, 2)
-    mirror = Mirror(str(tmp_path / "mirror"), nodes[0], first=True)
+    mirror = Mirror(str(tmp_path / "mirror"), nodes[0], first=True, kept=list)
     wait_for(lambda: mirror._failures)
     assert mirror.finish(0)[0] == "step-00000002"
     assert "2 files of step-00000002 did not come from other nodes" in capsys.readouterr().err
@@ -286,7 +286,7 @@ def test_credentials_come_from_the_environment_and_lie_in_no_file(
 ):
     run, url = make_run(tmp_path / "run", 2), s3.bucket()
     s3.stop()
-    mirror = Mirror(url, run, first=True)
+    mirror = Mirror(url, run, first=True, kept=list)
     try:
         wait_for(lambda: mirror._failures)  # an error is said, too
     finally:

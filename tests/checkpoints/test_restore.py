@@ -49,7 +49,7 @@ def mirrored(tmp_path: Path, url: str, *steps: int) -> Path:
     (run / "deepspeed.json").write_text("{}")
     for step in steps:
         make_checkpoint(run, step)
-        assert Mirror(url, run, first=True).finish(60) == []
+        assert Mirror(url, run, first=True, kept=list).finish(60) == []
     return run
 
 
@@ -74,7 +74,7 @@ def test_a_fresh_machine_gets_the_newest_checkpoint_and_the_metrics(s3: Server, 
     s3.requests.clear()
     assert restore(url, fresh) is None
     assert not [line for line in s3.requests if "safetensors" in line]
-    assert Mirror(url, fresh, first=True).finish(60) == []
+    assert Mirror(url, fresh, first=True, kept=list).finish(60) == []
     assert s3.sent(r"step-[^ ?]*") == [], "all of it is there"
 
 
@@ -127,7 +127,7 @@ def test_a_flipped_bit_that_the_store_did_not_see_is_sent_again_when_the_run_com
     run = claimed(tmp_path / "run")
     assert restore(str(mirror), run) == 2
     make_checkpoint(run, 4)
-    assert Mirror(str(mirror), run, first=True).finish(60) == []
+    assert Mirror(str(mirror), run, first=True, kept=list).finish(60) == []
     assert damage(mirror / "step-00000004") is None
 
 

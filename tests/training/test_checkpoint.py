@@ -178,17 +178,17 @@ def test_where_none_is_whole_nothing_is_begun_anew_in_silence(tmp_path: Path) ->
         checkpoints.resume(ToyEngine())
 
 
-def test_the_newest_are_kept_and_every_third_and_the_best(tmp_path: Path) -> None:
-    checkpoints = made(tmp_path, keep=2, keep_every=30, best="unseen")
-    for step, loss in enumerate([5.0, 2.0, 4.0, 3.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0], start=1):
-        checkpoints.save(ToyEngine(), TrainState(step=10 * step), {"unseen": loss, "general": -loss}, wait=True)
-    assert steps_in(tmp_path) == [20, 30, 60, 90, 100]
+def test_those_that_are_not_kept_are_gone_and_the_losses_of_a_set_decide_too(tmp_path: Path) -> None:
+    checkpoints = made(tmp_path, keep=1, best="unseen")
+    for step, loss in enumerate([5.0, 2.0, 4.0, 3.0], start=1):
+        checkpoints.save(ToyEngine(), TrainState(step=step), {"unseen": loss, "general": -loss}, wait=True)
+    assert steps_in(tmp_path) == [2, 4]
 
 
 def test_a_later_attempt_knows_the_best_of_those_before(tmp_path: Path) -> None:
     first = made(tmp_path, keep=1, best="unseen")
     first.save(ToyEngine(), TrainState(step=1), {"unseen": 1.0}, wait=True)
-    later = Checkpoints(tmp_path, CheckpointConfig(keep=1, best="unseen"), Ranks(), scores={1: 1.0})
+    later = Checkpoints(tmp_path, CheckpointConfig(keep=1, best="unseen"), Ranks(), losses={1: 1.0})
     for step in (2, 3):
         later.save(ToyEngine(), TrainState(step=step), {"unseen": 2.0}, wait=True)
     assert steps_in(tmp_path) == [1, 3]

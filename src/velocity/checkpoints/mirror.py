@@ -50,7 +50,7 @@ Policy = Callable[[Sequence[int]], Iterable[int]]
 class Mirror:
     """One a node. What is offered goes out in a thread; whatever happens to it, the run goes on."""
 
-    def __init__(self, url: str, run_folder: Path, *, first: bool, kept: Policy = lambda steps: steps) -> None:
+    def __init__(self, url: str, run_folder: Path, *, first: bool, kept: Policy) -> None:
         """`first` on the node of rank 0, which sends the records and marks; `kept` says which of some steps to keep.
 
         The newest checkpoint that is here is offered at once: it may not have arrived before we were killed.

@@ -29,6 +29,7 @@ from velocity.runs.folder import RunFolder
 from velocity.terminal import say
 from velocity.training import setup as training
 from velocity.training.callbacks.build import check_installed
+from velocity.training.retention import Retention, judged_by
 
 AnyLoaded: TypeAlias = LoadedJob[Any]
 
@@ -90,7 +91,8 @@ def _rest_to_mirror(job: TrainingJob) -> None:
     run = RunFolder(job.output)
     if job.checkpoint.mirror is not None and any(run.checkpoints.glob(".mirror.*")):
         say(f"sending the end of {run.path} to {job.checkpoint.mirror} …")
-        Mirror(job.checkpoint.mirror, run.path, first=True).finish(FINISH_SECONDS)
+        kept = Retention(job.checkpoint, judged_by(run, job.checkpoint)).kept
+        Mirror(job.checkpoint.mirror, run.path, first=True, kept=kept).finish(FINISH_SECONDS)
 
 
 def _from_mirror(job: TrainingJob, folder: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from velocity.distributed.engine import TrainEngine
 from velocity.errors import JobError
 from velocity.files import make_private
 from velocity.terminal import say
+from velocity.training.retention import Retention
 
 
 @dataclass
@@ -52,29 +53,29 @@ class Checkpoints:
         config: CheckpointConfig,
         ranks: Ranks,
         *,
-        scores: Mapping[int, float] | None = None,
+        losses: Mapping[int, float] | None = None,
         replay: Replay | None = None,
         committed: Callable[[Path], None] = lambda folder: None,
     ) -> None:
-        """`scores` are the losses by which earlier ones are judged, by step.
+        """`losses` are those by which earlier ones are judged, by step.
 
         `committed` hears of each new checkpoint, on the first rank, when it next looks.
         """
         self.folder, self.config, self.ranks, self.replay, self.committed = folder, config, ranks, replay, committed
+        self.retention = Retention(config, losses)
         self.save_seconds = 0.0  # of the longest save so far, from its begin to its commit
         self._board = Board(ranks)
         self._writer: Writer | None = None
         self._blocked_seconds = 0.0
         self._reports: list[Report] = []
         self._host: dict[str, Tensor] = {}  # where pieces are copied to, used again by each save
-        self._scores = dict(scores or {})
 
     def save(
-        self, engine: TrainEngine, state: TrainState, scores: Mapping[str, float] | None = None, *, wait: bool = False
+        self, engine: TrainEngine, state: TrainState, losses: Mapping[str, float] | None = None, *, wait: bool = False
     ) -> None:
         """A checkpoint of `state` is being written; with `wait` it is written.
 
-        `scores` are the evaluation sets' losses at this step. A save that fails leaves those before, and is reported.
+        `losses` are those of the evaluation sets at this step. A save that fails leaves those before, and is reported.
         """
         began = time.perf_counter()
         self.finish()
@@ -86,8 +87,8 @@ class Checkpoints:
             "loss": comm.from_first(self.replay.loss()) if self.replay else None,
             "scaler": {name: value for name, value in engine.scaler.items() if isinstance(value, (int, float))},
         }
-        if self.config.best and scores:
-            self._scores[state.step] = scores[self.config.best]
+        if losses:
+            self.retention.note(state.step, losses)
         if not self._prepare(final):
             return
         files: Iterable[Pieces] = (pieces_of(flats) for flats in engine.flats())
@@ -156,17 +157,7 @@ class Checkpoints:
 
     def _kept_with(self, step: int) -> list[int]:
         """The steps of the checkpoints that are kept once there is one of this step, too."""
-        return sorted(self.kept([*map(commit.step_of, commit.committed(self.folder)), step]))
-
-    def kept(self, steps: Sequence[int]) -> set[int]:
-        """Of some checkpoints' steps, oldest first: the newest, those that are kept for good, and the best."""
-        config = self.config
-        kept = set(steps[-config.keep :])
-        if config.keep_every:
-            kept |= {step for step in steps if step % config.keep_every == 0}
-        if config.best and (scored := [step for step in steps if step in self._scores]):
-            kept.add(min(scored, key=lambda step: self._scores[step]))
-        return kept
+        return sorted(self.retention.kept([*map(commit.step_of, commit.committed(self.folder)), step]))
 
     def resume(self, engine: TrainEngine) -> TrainState:
         """The state of the newest whole checkpoint, loaded; a fresh one where there is none.

@@ -34,6 +34,7 @@ from velocity.training.callbacks.build import build_callbacks
 from velocity.training.checkpoint import Checkpoints, TrainState
 from velocity.training.deadline import Deadline
 from velocity.training.finish import save_result
+from velocity.training.retention import judged_by
 from velocity.training.total import total_steps
 from velocity.training.trainer import Parts, Plan, Trainer
 
@@ -65,7 +66,8 @@ def train(run: RunFolder, ranks: Ranks, stopping: Callable[[], bool] = lambda: F
     reference = build.build_reference(job, built, environment, needed, mesh, leaving)
     pulse.busy("going on from a checkpoint")
     replay = build.build_replay(job, loader, built.engine)
-    checkpoints = Checkpoints(run.checkpoints, job.checkpoint, ranks, scores=_scores(run, job), replay=replay)
+    losses = judged_by(run, job.checkpoint)
+    checkpoints = Checkpoints(run.checkpoints, job.checkpoint, ranks, losses=losses, replay=replay)
     every, scored = job.data.eval_every or max(1, math.ceil(total / 5)), job.checkpoint.best is not None
     plan = Plan(total, every, job.checkpoint.every, score_checkpoints=scored)
     state, evaluate_first = _resume(run, checkpoints, built.engine, plan)
@@ -90,12 +92,6 @@ def train(run: RunFolder, ranks: Ranks, stopping: Callable[[], bool] = lambda: F
     build.clear_disk(job, ranks)
 
 
-def _scores(run: RunFolder, job: TrainingJob) -> dict[int, float]:
-    """The loss of the set that decides which checkpoint is best, after each step that it was scored."""
-    lines, best = run.lines(), job.checkpoint.best
-    return {line["step"]: line["eval"][best]["loss"] for line in lines if best in line.get("eval", {})}
-
-
 @contextmanager
 def _mirrored(run: RunFolder, job: TrainingJob, checkpoints: Checkpoints) -> Iterator[None]:
     """Checkpoints go to the job's mirror; at the end, which all ranks await, there is time for what is on its way."""
@@ -103,7 +99,7 @@ def _mirrored(run: RunFolder, job: TrainingJob, checkpoints: Checkpoints) -> Ite
     if url is None:
         yield
         return
-    mirror = Mirror(url, run.path, first=ranks.first, kept=checkpoints.kept) if ranks.keeps else None
+    mirror = Mirror(url, run.path, first=ranks.first, kept=checkpoints.retention.kept) if ranks.keeps else None
     if mirror is not None:
         checkpoints.committed = mirror.offer
     patience_seconds = 0.0  # of a run that fails

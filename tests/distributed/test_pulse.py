@@ -75,6 +75,13 @@ def test_what_is_not_known_is_left_out() -> None:
     )
 
 
+def test_before_its_records_are_known_a_rank_is_told_by_what_it_does(folder: Path) -> None:
+    pulse.at(5, pulse.Place.READS, "reading its records", ())
+    assert pulse.where(told(folder)) == f"rank 3 on {pulse.host()}, step 5, reading its records"
+    pulse.working_on(["a:0"])
+    assert pulse.where(told(folder)) == f"rank 3 on {pulse.host()}, step 5, records a:0"
+
+
 def test_who_waits_for_others_says_so_as_long_as_it_does(folder: Path) -> None:
     with pulse.waiting():
         assert told(folder)["waiting"]

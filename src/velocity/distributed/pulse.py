@@ -192,7 +192,7 @@ def read(file: Path) -> dict[str, Any] | None:
 
 
 def where(facts: Mapping[str, Any]) -> str:
-    """`rank 1 on HOST, step 12, records a, b, c (5 more)`, as far as it is known."""
+    """`rank 1 on HOST, step 12, records a, b, c (5 more)`, as far as it is known; with no records, what it does."""
     said = f"rank {facts['rank']} on {facts['host']}"
     if facts.get("step") is not None:
         said += f", step {facts['step']}"
@@ -200,4 +200,6 @@ def where(facts: Mapping[str, Any]) -> str:
     if records:
         more = len(records) - SHOWN + int(facts.get("more", 0))
         said += f", records {', '.join(records[:SHOWN])}" + (f" ({more} more)" if more > 0 else "")
+    elif facts.get("what"):
+        said += f", {facts['what']}"
     return said

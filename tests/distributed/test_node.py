@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.ahead import done_ahead
 from tests.commands import processes_naming
 from velocity.distributed import failure, pulse
 from velocity.process import stops_wait
@@ -84,32 +85,32 @@ SIGNALS = ["SIGUSR1", "SIGINT SIGTERM SIGUSR1"]  # the last as where a cluster s
 WISHES = ["ends", "fails", "killed", *SIGNALS]
 
 
+Runs = Callable[[str], Run]
+
+
 @pytest.fixture(name="runs", scope="module")
-def _runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Run]]]:
-    """The node, once with each kind of worker; two nodes at a time, because each is mostly starting."""
+def _runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """The node, once with each kind of worker."""
     folder = tmp_path_factory.mktemp("node")
-    with ThreadPoolExecutor(2) as starter:
-        yield {wish: starter.submit(Run, folder / wish, wish) for wish in WISHES}
-
-
-Runs = dict[str, "Future[Run]"]
+    with done_ahead({wish: partial(Run, folder / wish, wish) for wish in WISHES}) as runs:
+        yield runs
 
 
 def test_every_worker_knows_its_rank_and_a_good_end_is_0(runs: Runs):
-    run = runs["ends"].result()
+    run = runs("ends")
     assert run.status == 0, run.stderr
     assert run.wrote == {"rank-0": "0 of 2", "rank-1": "1 of 2"}
 
 
 def test_the_exit_status_of_a_worker_that_fails_becomes_the_nodes_and_the_other_is_stopped(runs: Runs):
-    run = runs["fails"].result()
+    run = runs("fails")
     assert run.status == 3
     assert run.wrote["asked-0"] == "SIGTERM"
     assert run.stderr == "", "the worker said already why, where it could"
 
 
 def test_a_worker_that_a_signal_killed_is_named_with_the_signal(runs: Runs):
-    run = runs["killed"].result()
+    run = runs("killed")
     assert run.status == 1
     cause = failure.cause(run.folder / "failures")
     assert cause is not None and cause["rank"] == 1
@@ -121,7 +122,7 @@ def test_a_worker_that_a_signal_killed_is_named_with_the_signal(runs: Runs):
 
 @pytest.mark.parametrize("names", SIGNALS)
 def test_a_signal_that_asks_to_stop_reaches_every_worker_once_and_all_have_the_time_to_save(runs: Runs, names: str):
-    run = runs[names].result()
+    run = runs(names)
     assert run.status == 75, run.stderr
     assert [run.wrote["asked-0"].split()[0], run.wrote["asked-1"].split()[0]] == [names.split()[0]] * 2
     assert run.stderr == ""
@@ -129,7 +130,7 @@ def test_a_signal_that_asks_to_stop_reaches_every_worker_once_and_all_have_the_t
 
 @pytest.mark.parametrize("wish", WISHES)
 def test_no_process_is_left(runs: Runs, wish: str):
-    assert runs[wish].result().left == []
+    assert runs(wish).left == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a machine another name")

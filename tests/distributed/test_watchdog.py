@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.ahead import done_ahead
 from velocity.distributed import failure, pulse
 from velocity.distributed.watchdog import (
     Seen,
@@ -198,19 +199,20 @@ def watch(folder: Path, wish: str) -> Watched:
 
 
 WISHES = ["stuck", "stopped", "loads for ever", "loads", "beats", "stuck, behind another machine's"]
-Watches = dict[str, "Future[Watched]"]
+Watches = Callable[[str], Watched]
 
 
 @pytest.fixture(name="watches", scope="module")
 def _watches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watches]:
     """Two ranks and their watchdog for each wish, all at the same time: mostly they sleep."""
     folder = tmp_path_factory.mktemp("watched")
-    with ThreadPoolExecutor(len(WISHES)) as starter:
-        yield {wish: starter.submit(watch, folder / str(number), wish) for number, wish in enumerate(WISHES)}
+    work = {wish: partial(watch, folder / str(number), wish) for number, wish in enumerate(WISHES)}
+    with done_ahead(work, len(WISHES)) as watches:
+        yield watches
 
 
 def test_a_rank_that_hangs_is_named_with_its_stack_and_the_others_waited_for_it(watches: Watches):
-    (first, second), statuses, fired = watches["stuck"].result()
+    (first, second), statuses, fired = watches("stuck")
     assert fired and statuses == [-signal.SIGKILL] * 2
     assert (first["rank"], first["hung"], first["peer"], first["exit_status"]) == (1, True, False, 1)
     what, where, fix = first["what"].splitlines()
@@ -223,7 +225,7 @@ def test_a_rank_that_hangs_is_named_with_its_stack_and_the_others_waited_for_it(
 
 
 def test_a_rank_that_was_stopped_is_named_and_has_no_stack(watches: Watches):
-    (first, second), statuses, _ = watches["stopped"].result()
+    (first, second), statuses, _ = watches("stopped")
     assert statuses == [-signal.SIGKILL] * 2
     assert first["what"].startswith("rank 1 has made no progress for 1 s: it is stopped by a signal (state T)\n")
     assert (first["trace"], second["peer"]) == ("", True)
@@ -231,18 +233,18 @@ def test_a_rank_that_was_stopped_is_named_and_has_no_stack(watches: Watches):
 
 
 def test_where_nothing_tells_the_ranks_apart_all_are_named(watches: Watches):
-    found, statuses, _ = watches["loads for ever"].result()
+    found, statuses, _ = watches("loads for ever")
     assert statuses == [-signal.SIGKILL] * 2
     assert [(one["rank"], one["hung"]) for one in found] == [(0, True), (1, True)]
 
 
 @pytest.mark.parametrize("wish", ["loads", "beats"])
 def test_ranks_that_get_on_are_left_alone(watches: Watches, wish: str):
-    assert watches[wish].result() == ([], [0, 0], False)
+    assert watches(wish) == ([], [0, 0], False)
 
 
 def test_what_ranks_of_other_machines_say_decides_who_is_behind_and_none_of_them_is_ended(watches: Watches):
-    found, statuses, _ = watches["stuck, behind another machine's"].result()
+    found, statuses, _ = watches("stuck, behind another machine's")
     assert statuses == [-signal.SIGKILL] * 2
     assert [(one["rank"], one["peer"]) for one in found] == [(0, True), (1, True)]
     assert found[0]["what"] == "it waited for rank 5 on node-2"

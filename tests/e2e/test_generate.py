@@ -12,14 +12,15 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.ahead import done_ahead
 from tests.commands import processes_naming, velocity
 from tests.generating import (
     completions,
@@ -116,9 +117,8 @@ def _ahead(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     folders = {name: tmp_path_factory.mktemp(name) for name in WORK if name in asked}
     for name, here in folders.items():
         WORK[name][0](here)
-    with ThreadPoolExecutor(2) as starter:
-        started: dict[str, Future[Any]] = {name: starter.submit(WORK[name][1], here) for name, here in folders.items()}
-        yield lambda name: (folders[name], started[name].result())
+    with done_ahead({name: partial(WORK[name][1], here) for name, here in folders.items()}) as results:
+        yield lambda name: (folders[name], results(name))
 
 
 @pytest.fixture(name="chain", scope="module")

@@ -14,7 +14,6 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from tests.ahead import done_ahead
 from tests.commands import start, velocity
 from tests.making import TEMPLATES, chat, tiny_model, tiny_model_folder, tiny_tokenizer, write_job, write_jsonl
 from tests.running import WORDS
@@ -212,7 +212,7 @@ Ahead = Callable[[str], Any]
 
 @pytest.fixture(name="ahead", scope="module")
 def _ahead(model: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Ahead]:
-    """The result of a piece of work by its name; what the session's tests ask for is started at once, two at a time."""
+    """The result of a piece of work by its name; what the session's tests ask for is started at once."""
     items: list[Any] = request.session.items
     asked = {name for item in items for name in item.fixturenames}
     asked |= {item.callspec.params.get("name") for item in items if hasattr(item, "callspec")}
@@ -220,14 +220,9 @@ def _ahead(model: Path, tmp_path_factory: pytest.TempPathFactory, request: pytes
         "leaking": leak, "full_checkpoint": fill_at_a_checkpoint, "full_cache": fill_while_tokenising,
         "checked": check, **{name: partial(ask, case) for name, case in CASES.items()},
     }  # fmt: skip
-    folder = tmp_path_factory.mktemp("work")
-    with ThreadPoolExecutor(2) as starter:
-        started: dict[str, Future[Any]] = {}
-        for number, name in enumerate(name for name in work if name in asked):
-            here = folder / str(number)
-            here.mkdir()
-            started[name] = starter.submit(work[name], here, model)
-        yield lambda name: started[name].result()
+    here = {name: tmp_path_factory.mktemp("work") for name in work if name in asked}
+    with done_ahead({name: partial(work[name], folder, model) for name, folder in here.items()}) as results:
+        yield results
 
 
 def problem(done: subprocess.CompletedProcess[str]) -> list[str]:

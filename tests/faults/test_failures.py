@@ -7,15 +7,16 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.ahead import done_ahead
 from tests.commands import processes_naming, start, step_lines, velocity
 from tests.making import write_job
 from tests.running import inputs_of, planned, prepare_folder
@@ -119,19 +120,20 @@ def second_rank(run: Path) -> int:
     return int(doing["pid"])
 
 
-Work = dict[str, "Future[Ended]"]
+Work = Callable[[str], Ended]
 
 
 @pytest.fixture(name="ended", scope="module")
 def _ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
-    """Two commands at a time: each is mostly starting, or waiting."""
     folder = tmp_path_factory.mktemp("failures")
-    with ThreadPoolExecutor(2) as starter:
-        yield {work.__name__: starter.submit(work, folder / work.__name__) for work in (broken, stopped, stuck)}
+    with done_ahead(
+        {work.__name__: partial(work, folder / work.__name__) for work in (broken, stopped, stuck)}
+    ) as ended:
+        yield ended
 
 
 def test_the_first_exception_is_the_last_that_is_said_with_rank_host_step_and_records(ended: Work) -> None:
-    found = ended["broken"].result()
+    found = ended("broken")
     assert found.status == 1
     what, where, fix = found.lines[-3:]
     assert what.startswith("error: IndexError: "), found.said
@@ -147,25 +149,25 @@ def test_the_first_exception_is_the_last_that_is_said_with_rank_host_step_and_re
 
 
 def test_a_rank_that_only_lost_its_peer_is_marked_as_such(ended: Work) -> None:
-    found = ended["broken"].result()
+    found = ended("broken")
     peers = [one for one in found.failures.values() if one["peer"]]
     assert len(found.failures) == 2 and len(peers) == 1, found.failures
     assert all(one["kind"] != "IndexError" for one in peers)
 
 
 def test_a_stopped_rank_is_found_and_named_and_the_other_one_waited_for_it(ended: Work) -> None:
-    found = ended["stopped"].result()
+    found = ended("stopped")
     assert found.status == 1
     what, where, _ = found.lines[-3:]
     seconds = f"{HANG_SECONDS} s"
     assert what == f"error: rank 1 has made no progress for {seconds}: it is stopped by a signal (state T)", found.said
-    assert re.fullmatch(r"  where: rank 1 on \S+, step \d+(, records .+)?", where), where
+    assert re.fullmatch(r"  where: rank 1 on \S+, step \d+, .+", where), where
     assert (found.failures[1]["hung"], found.failures[0]["peer"]) == (True, True)
     assert "distributed_c10d.py" in found.failures[0]["trace"], "it waited in a collective"
 
 
 def test_a_rank_that_is_stuck_in_a_call_of_the_system_is_named_with_its_stack(ended: Work) -> None:
-    found = ended["stuck"].result()
+    found = ended("stuck")
     assert found.status == 1
     what, where, fix = found.lines[-3:]
     assert re.fullmatch(
@@ -179,7 +181,7 @@ def test_a_rank_that_is_stuck_in_a_call_of_the_system_is_named_with_its_stack(en
 
 @pytest.mark.parametrize("name", ["broken", "stopped", "stuck"])
 def test_no_process_is_left(ended: Work, name: str) -> None:
-    assert ended[name].result().left == []
+    assert ended(name).left == []
 
 
 @pytest.mark.slow

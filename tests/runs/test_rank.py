@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.ahead import done_ahead
 from tests.running import claimed, planned, prepare_folder
 from velocity.distributed import comm, failure, pulse
 from velocity.distributed.comm import Ranks
@@ -25,10 +26,12 @@ from velocity.process import STOPS
 from velocity.runs import rank
 from velocity.runs.folder import RunFolder
 
+Failed = Callable[[str], tuple[int, str, RunFolder]]
+
 
 @pytest.fixture(name="failed", scope="module")
-def _failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[tuple[int, str, RunFolder]]]]:
-    """A real rank on two run folders that are not whole, at the same time."""
+def _failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Failed]:
+    """A real rank on two run folders that are not whole."""
     folder = tmp_path_factory.mktemp("failed")
     torn = prepare_folder(folder / "job without an environment")
     claimed(planned(torn, torn / "run", "launch.processes=1", "strategy.zero=2")).environment.unlink()
@@ -41,15 +44,12 @@ def _failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futu
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         return done.returncode, done.stderr, run
 
-    with ThreadPoolExecutor(2) as starter:
-        yield {name: starter.submit(start, name) for name in ("no job", "job without an environment")}
-
-
-Failed = dict[str, "Future[tuple[int, str, RunFolder]]"]
+    with done_ahead({name: partial(start, name) for name in ("no job", "job without an environment")}) as failed:
+        yield failed
 
 
 def test_a_rank_that_is_given_wrong_input_says_so_without_a_traceback(failed: Failed):
-    status, said, run = failed["no job"].result()
+    status, said, run = failed("no job")
     assert status == 2, said
     cause = failure.cause(run.failures)
     assert cause is not None
@@ -59,12 +59,12 @@ def test_a_rank_that_is_given_wrong_input_says_so_without_a_traceback(failed: Fa
 
 
 def test_a_rank_that_fails_unexpectedly_keeps_its_traceback_for_those_who_ask(failed: Failed):
-    status, said, run = failed["job without an environment"].result()
+    status, said, run = failed("job without an environment")
     assert status == 1, said
     cause = failure.cause(run.failures)
     assert cause is not None
     assert cause["what"].startswith("No such file or directory\n  where: ")
-    assert f", rank 0 on {pulse.host()}\n" in cause["what"]
+    assert f", rank 0 on {pulse.host()}, starting\n" in cause["what"]
     assert "Traceback" in cause["trace"] and "environment.json" in cause["trace"]
     assert "Traceback" not in said
     assert json.loads(json.dumps(cause)) == cause
@@ -141,7 +141,7 @@ def test_where_memory_is_full_the_settings_of_this_kind_of_job_are_named(work_as
     cause = failure.cause(run.failures)
     assert status == 1 and cause is not None
     assert cause["what"].splitlines() == [
-        f"the {whose} memory is full", f"  where: rank 1 on {pulse.host()}", "  fix:   batch.micro: 1",
+        f"the {whose} memory is full", f"  where: rank 1 on {pulse.host()}, starting", "  fix:   batch.micro: 1",
     ]  # fmt: skip
     assert (cause["trace"], cause["kind"]) == ("", "MemoryFull")
 
@@ -181,5 +181,5 @@ def test_a_defect_is_said_with_its_kind_and_its_place(work_as: WorkAs):
     status, run = work_as(raising(KeyError("layers")), 1)
     cause = failure.cause(run.failures)
     assert status == 1 and cause is not None
-    assert cause["what"].startswith(f"KeyError: 'layers'\n  where: rank 1 on {pulse.host()}\n")
+    assert cause["what"].startswith(f"KeyError: 'layers'\n  where: rank 1 on {pulse.host()}, starting\n")
     assert "Traceback" in cause["trace"]

@@ -1,7 +1,8 @@
-"""How soon does Velocity answer: its help, a wrong job file, and a second start whose data is cached?"""
+"""How soon does Velocity answer: its help, a wrong job file, a second start whose data is cached, a job's end?"""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -9,8 +10,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import contest
+import gpu_throughput
 import ragged
 from contest import Result
 from reporting import Figure, Report, machine, parser, publish, ratio
@@ -18,6 +21,11 @@ from train_contenders import job_text
 
 COLUMNS = ("command", "best", "status")
 PYTHON = Path(sys.executable)
+JOB_RATIO = 2.5  # the whole job against what no job of two ranks can do without
+SMALL: dict[str, Any] = {
+    "strategy": {"zero": 3, "precision": "fp32"}, "launch": {"processes": 2}, "duration": {"steps": 2},
+    "batch": {"rows": 2},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,10 +42,13 @@ def commands(folder: Path) -> dict[str, Command]:
     """Velocity's answers, and its peer's."""
     velocity, trl, python = str(PYTHON.with_name("velocity")), str(PYTHON.with_name("trl")), str(PYTHON)
     second = [python, __file__, "--child", str(folder / "job.yaml")]
+    two_ranks = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, "--rank"]
     return {
         "help": Command("velocity --help", [velocity, "--help"], 0.3),
         "wrong": Command("velocity run with a misspelt key", [velocity, "run", str(folder / "wrong.yaml")], 1.0, 2),
         "second": Command("a second start: job to inputs, all cached", second, 1.0),
+        "job": Command("a small job on two ranks, ZeRO 3", [velocity, "run", str(folder / "small.yaml"), "--fresh"]),
+        "ranks": Command("torchrun: two ranks that import the same, meet and leave", two_ranks),
         "trl-help": Command("trl --help", [trl, "--help"]),
         "trl-import": Command("python -c 'import trl'", [python, "-c", "import trl"]),
     }
@@ -63,8 +74,10 @@ def report(known: Mapping[str, Command], results: Mapping[str, Result], first: f
         for name, command in known.items()
         if command.limit_seconds is not None
     ]
+    job, ranks = (results[name]["seconds"] for name in ("job", "ranks"))
     peers = [
         Figure("trl --help against velocity --help", ratio(results["trl-help"]["seconds"], results["help"]["seconds"])),
+        Figure("a job of two ranks against ranks that only meet", ratio(job, ranks), "x", JOB_RATIO, at_most=True),
         Figure("a first start against a second", ratio(first, results["second"]["seconds"])),
     ]
     notes = [f"best of {rounds}, files in the page cache; whole processes, from start to end"]
@@ -79,6 +92,13 @@ def measure(model: Path, chats: Path, rounds: int) -> Report:
         text = job_text(model.resolve(), chats.resolve(), place)
         (place / "job.yaml").write_text(text)
         (place / "wrong.yaml").write_text(text.replace("learning_rate", "learning_rat"))
+        gpu_throughput.make_model(place / "tiny", gpu_throughput.SHAPES["tiny"])
+        small = {
+            **json.loads(job_text(place / "tiny", chats.resolve(), place)),
+            **SMALL,
+            "output": str(place / "small"),
+        }
+        (place / "small.yaml").write_text(json.dumps(small))
         known, environment = commands(place), contest.plain_environment(place)
         first = timed(known["second"], environment)["seconds"]
         results = contest.hold(list(known), rounds, lambda name: timed(known[name], environment))
@@ -110,8 +130,18 @@ def find_inputs(job_file: Path) -> None:
     prepare_inputs(resolve(loaded, Cluster(detect()), folder).job, folder, lambda text: None)
 
 
+def meet() -> None:
+    """What every rank of a DeepSpeed job does: it imports, and meets the others."""
+    import deepspeed
+    import transformers  # noqa: F401
+
+    deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
+    if sys.argv[1:2] == ["--rank"]:
+        meet()
+    elif sys.argv[1:2] == ["--child"]:
         find_inputs(Path(sys.argv[2]))
     else:
         main()

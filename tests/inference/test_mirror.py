@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from velocity.config.load import load_job
 from velocity.config.resolved import render
 from velocity.errors import JobError, UserError
 from velocity.inference import mirror as module
-from velocity.inference.mirror import ShardMirror, has_result, send_result
+from velocity.inference.mirror import ShardMirror, is_finished, send_result
 
 
 def a_run(base: Path, name: str, *shards: int, inputs: str = "a") -> Path:
@@ -72,12 +73,15 @@ def test_the_rows_of_other_inputs_are_refused(tmp_path: Path):
 
 def test_a_complete_run_has_its_completions_there_in_place_of_shards(tmp_path: Path):
     run, url = a_run(tmp_path, "run", 1), str(tmp_path / "mirror")
-    assert sent(run, url, 1) and not has_result(url)
+    assert sent(run, url, 1) and not is_finished(url)
     (run / "completions.jsonl").write_text("all rows\n")
     (run / "status.json").write_text(json.dumps({"state": "complete", "inputs": "a"}))
+    shutil.copytree(tmp_path / "mirror" / "shards", tmp_path / "kept")
     send_result(url, run)
-    assert has_result(url)
+    assert is_finished(url)
     assert open_store(url).names("shards") == []
+    shutil.copytree(tmp_path / "kept", tmp_path / "mirror" / "shards")
+    assert not is_finished(url), "it was killed between the two"
     fetched = tmp_path / "elsewhere" / "run"
     assert results.fetch_result(url, fetched)
     assert (fetched / "completions.jsonl").read_text() == "all rows\n"

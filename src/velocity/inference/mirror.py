@@ -88,10 +88,11 @@ def send_result(url: str, run_folder: Path) -> None:
         say(f"WARNING: the result is not at {url}: {why}; run the same command to send it")
 
 
-def has_result(url: str) -> bool:
-    """True where the mirror has the result of a complete run, or cannot be asked."""
+def is_finished(url: str) -> bool:
+    """True where the mirror has the result of a complete run and no shards beside it any more, or cannot be asked."""
     try:
-        return open_store(url).read(RESULT) is not None
+        store = open_store(url)
+        return store.read(RESULT) is not None and not store.names(SHARDS)
     except Exception as error:  # every store has errors of its own
         say(f"WARNING: cannot read the mirror {url}: {type(error).__name__}")
         return True

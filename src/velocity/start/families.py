@@ -19,7 +19,7 @@ from velocity.config.load import TASKS
 from velocity.config.training import TrainingJob
 from velocity.evaluation import setup as evaluation
 from velocity.inference import setup as inference
-from velocity.inference.mirror import has_result, send_result
+from velocity.inference.mirror import is_finished, send_result
 from velocity.planner import generation, table
 from velocity.planner import inference as inference_plan
 from velocity.planner import plan as training_plan
@@ -117,8 +117,8 @@ def _measuring_packages(job: EvaluateJob) -> None:
 
 
 def _rows_to_mirror(job: InferenceJob) -> None:
-    """The mirror has the result of a complete run, though that was killed before it had sent them."""
-    if job.checkpoint.mirror is not None and not has_result(job.checkpoint.mirror):
+    """The mirror has the result of a complete run, though that was killed before it had sent it."""
+    if job.checkpoint.mirror is not None and not is_finished(job.checkpoint.mirror):
         send_result(job.checkpoint.mirror, RunFolder(job.output).path)
 
 

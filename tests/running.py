@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.making import chat, job_data, tiny_model_folder, write_job, write_jsonl
-from velocity.checkpoints.background import Report
 from velocity.checkpoints.pieces import part_of, pieces_of, write
+from velocity.checkpoints.report import Report
 from velocity.config.job import LoadedJob
 from velocity.config.load import load_job
 from velocity.config.training import TrainingJob

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -33,6 +36,41 @@ def test_a_machine_without_a_gpu_computes_on_its_processor():
 @pytest.mark.gpu
 def test_a_rank_has_the_gpu_of_its_place_on_the_machine():
     assert Ranks(5, 1, 8).device == torch.device("cuda", 1)
+
+
+def test_what_is_compiled_when_called_is_compiled_once_with_its_options(monkeypatch: pytest.MonkeyPatch):
+    compiled: list[tuple[str, dict[str, Any]]] = []
+
+    def compile_at_once(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        compiled.append((function.__name__, options))
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_at_once)
+    with comm.compiled_when_called():
+
+        @torch.compile
+        def double(value: int) -> int:
+            return 2 * value
+
+        @torch.compile(dynamic=True)
+        def triple(value: int, *, more: int) -> int:
+            return 3 * value + more
+
+    now: Any = torch.compile
+    assert (now, compiled) == (compile_at_once, [])
+    assert (double(1), double(2), triple(3, more=1), double.__name__) == (2, 4, 10, "double")
+    assert compiled == [("double", {}), ("triple", {"dynamic": True})]
+
+
+def test_a_rank_that_prepares_deepspeed_imports_no_compiler():
+    code = """
+import sys
+from velocity.distributed import comm
+comm.prepare_deepspeed()
+import deepspeed.runtime.zero.muon.muon_optimizer
+sys.exit("torch._inductor.compile_fx" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_alone_nothing_is_summed_sent_or_waited_for():

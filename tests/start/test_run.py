@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,11 @@ from velocity.start.crew import Alone
 from velocity.start.families import FAMILIES
 
 Attempts = Callable[..., tuple[bool, int]]
+
+
+def test_the_command_that_starts_ranks_imports_no_torch_before_it_has_to():
+    code = "import sys, velocity.start.run; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 @pytest.fixture(name="attempts")

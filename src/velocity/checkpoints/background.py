@@ -10,34 +10,20 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from velocity.checkpoints import commit
 from velocity.checkpoints.commit import Entry, entry_of
 from velocity.checkpoints.pieces import Pieces, part_of, write
+from velocity.checkpoints.report import Report
 from velocity.distributed.comm import Board, Ranks
 from velocity.files import sync
 
 PATIENCE_SECONDS = 7200.0  # for the slowest rank's disk
 STATE = "state.json"
 POLITE = 10  # of 0 to 19
-
-
-@dataclass(frozen=True)
-class Report:
-    """How a save went: the seconds from its begin to its commit, those in which training waited, and the bytes.
-
-    `trouble` says why there is no checkpoint; `kept` are the steps of those that are kept beside it.
-    """
-
-    step: int
-    seconds: float = 0.0
-    blocked_seconds: float = 0.0
-    bytes: int = 0
-    trouble: str = ""
-    kept: tuple[int, ...] = ()
 
 
 class Writer:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
@@ -72,9 +74,38 @@ def prepare_deepspeed() -> None:
 
     import deepspeed.ops
 
+    with compiled_when_called(), suppress(ImportError):  # every optimizer of ZeRO imports it, whichever it is
+        import deepspeed.runtime.zero.muon.original_muon
+
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Without this, init_distributed compiles an operator for 70 s, and fails where there is no ninja.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+@contextmanager
+def compiled_when_called() -> Iterator[None]:
+    """Meanwhile torch.compile compiles a function when it is first called.
+
+    DeepSpeed decorates three of Muon's: each rank would import TorchInductor for them, a second long.
+    """
+    at_once: Any = torch.compile
+
+    def later(function: Any = None, **options: Any) -> Any:
+        if function is None:
+            return partial(later, **options)
+        compiled = cache(lambda: at_once(function, **options))
+
+        @wraps(function)
+        def call(*given: Any, **named: Any) -> Any:
+            return compiled()(*given, **named)
+
+        return call
+
+    torch.compile = later  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = at_once
 
 
 def start(ranks: Ranks) -> None:

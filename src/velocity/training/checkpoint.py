@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from velocity.checkpoints import commit
-from velocity.checkpoints.background import STATE, Report, Writer
+from velocity.checkpoints.background import STATE, Writer
 from velocity.checkpoints.pieces import Pieces, pieces_of, restore
+from velocity.checkpoints.report import Report
 from velocity.config.sections import CheckpointConfig
 from velocity.distributed import comm
 from velocity.distributed.comm import Board, Ranks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from velocity.checkpoints.background import Report
+from velocity.checkpoints.report import Report
 
 
 class Callback(Protocol):

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from velocity.checkpoints.background import Report
+from velocity.checkpoints.report import Report
 from velocity.training.callbacks.callback import Callback
 
 

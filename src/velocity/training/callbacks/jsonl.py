@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from velocity.checkpoints.background import Report
+from velocity.checkpoints.report import Report
 
 
 class JsonlMetrics:

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlflow
 
-from velocity.checkpoints.background import Report
+from velocity.checkpoints.report import Report
 
 
 class MLflow:

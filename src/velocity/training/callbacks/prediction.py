@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from velocity.checkpoints.background import Report
+from velocity.checkpoints.report import Report
 from velocity.runs.prediction import PROBE_STEPS, record
 
 

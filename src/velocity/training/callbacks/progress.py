@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from velocity.checkpoints.background import Report
+from velocity.checkpoints.report import Report
 from velocity.runs.folder import MEASURES
 from velocity.secrets import scrub
 

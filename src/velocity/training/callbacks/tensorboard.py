@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from velocity.checkpoints.background import Report
+from velocity.checkpoints.report import Report
 
 
 class TensorBoard:

@@ -9,7 +9,7 @@ from typing import Any
 
 import wandb
 
-from velocity.checkpoints.background import Report
+from velocity.checkpoints.report import Report
 from velocity.files import write_atomically
 
 

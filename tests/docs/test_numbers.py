@@ -32,6 +32,7 @@ ROWS = {
     "peak memory of whole logits": ("loss_memory", "whole logits against the chunked head"),
     "peak memory of tokenising": ("data_memory", "tenfold corpus against one"),
     "seconds of `velocity --help`": ("startup", "velocity --help"),
+    "time of a whole small job on two ranks": ("startup", "a job of two ranks against ranks that only meet"),
 }
 
 

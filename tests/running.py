@@ -34,7 +34,7 @@ from velocity.planner.machines import Cluster
 from velocity.planner.plan import resolve
 from velocity.runs.claim import claim
 from velocity.runs.folder import RunFolder
-from velocity.training.build import Built, build_engine, build_reference
+from velocity.training.build import Built, build_engine, build_reference, probe
 from velocity.training.checkpoint import Checkpoints, TrainState
 from velocity.training.optimizer import build_optimizer
 from velocity.training.setup import Inputs, prepare_inputs
@@ -195,6 +195,16 @@ def steps_on(ranks: Ranks, folder: Path, changes: Mapping[str, Any]) -> Steps:
     engine = built_on(job, ranks).engine
     steps = take_steps(job, engine, ranks)
     engine.engine.destroy()
+    return steps
+
+
+def probed_steps_on(ranks: Ranks, folder: Path, changes: Mapping[str, Any]) -> Steps:
+    """The same of an engine that passed the probe, on one of a pool's ranks."""
+    job = make_job(folder, changes)
+    built = built_on(job, ranks)
+    probe(built, job)
+    steps = take_steps(job, built.engine, ranks)
+    built.engine.engine.destroy()
     return steps
 
 

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.pool import Pool
-from tests.running import Steps, assert_same, built_on, make_job, prepare_folder, steps_on, take_steps
-from velocity.distributed.comm import Ranks
-from velocity.training.build import probe
+from tests.running import Steps, assert_same, prepare_folder, probed_steps_on, steps_on
 
 KINDS = ("lora", "rslora", "dora")
-
-
-def _probed_steps(ranks: Ranks, folder: Path, changes: dict[str, Any]) -> Steps:
-    job = make_job(folder, changes)
-    built = built_on(job, ranks)
-    probe(built, job)
-    steps = take_steps(job, built.engine, ranks)
-    built.engine.engine.destroy()
-    return steps
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +45,7 @@ def test_it_is_probed_and_gives_the_same_though_stage_3_splits_every_matrix(
     """Ours are so small that it would keep them whole. DoRA reads weights of other layers: shards have other norms."""
     split = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
     changes = {"adapter": {"kind": kind}, "batch.micro": 1, "strategy.zero": 3, "deepspeed": split}
-    assert_same(pool(_probed_steps, folder, changes)[0], references[kind])
+    assert_same(pool(probed_steps_on, folder, changes)[0], references[kind])
 
 
 @pytest.mark.parametrize("zero", [1, 3])

@@ -15,17 +15,16 @@ from tests.pool import Pool
 from tests.running import (
     Steps,
     assert_same,
-    built_on,
     make_job,
     plain_engine,
     preference_steps,
+    probed_steps_on,
     ragged_rows,
     steps_on,
     take_steps,
 )
 from velocity.config.combinations import SPLIT_ARCHITECTURES
 from velocity.distributed.comm import Ranks
-from velocity.training.build import probe
 
 SGD = {"kind": "sgd", "learning_rate": 0.1, "schedule": "constant", "warmup": 0, "gradient_clipping": 0.5}
 TENSOR = {"optimizer": SGD, "strategy.tensor": 2, "strategy.zero": 1}
@@ -110,22 +109,12 @@ def test_bf16_follows_fp32_to_its_rounding(pool: Pool, folders: dict[str, Path],
         assert norm == pytest.approx(right_norm, rel=0.03)
 
 
-def _probed(ranks: Ranks, folder: Path, changes: Mapping[str, Any]) -> Steps:
-    """The steps of an engine that passed the probe."""
-    job = make_job(folder, changes)
-    built = built_on(job, ranks)
-    probe(built, job)
-    steps = take_steps(job, built.engine, ranks)
-    built.engine.engine.destroy()
-    return steps
-
-
 @pytest.mark.parametrize("architecture", SPLIT_ARCHITECTURES)
 def test_an_architecture_of_the_list_splits_right(pool: Pool, tmp_path: Path, architecture: str) -> None:
     folder, changes = prepare(tmp_path, architecture), dict[str, Any]()
     if architecture in EAGER:
         changes = {"model": {"path": str(folder / "model"), "attention": "eager"}, "data.packing": False}
-    first, second = pool(_probed, folder, {**TENSOR, **changes})
+    first, second = pool(probed_steps_on, folder, {**TENSOR, **changes})
     assert first == second
     assert_same(first, expected_of(folder, changes))
 

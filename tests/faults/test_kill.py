@@ -105,21 +105,23 @@ def elastic(folder: Path) -> None:
 
 def restarted(folder: Path) -> str:
     """One rank is killed, and the job may start again once: what it says."""
-    return _kill_a_rank(_job(folder, "restarted", max_restarts=1), folder / "restarted", EVERY + 2, 0)
+    return _kill_a_rank(
+        _job(folder, "restarted", max_restarts=1), folder / "restarted", EVERY + 2, status=0, seconds=240
+    )
 
 
 def ended(folder: Path) -> str:
     """One rank is killed: what the job says."""
-    return _kill_a_rank(_job(folder, "ended"), folder / "ended", 2, 1)
+    return _kill_a_rank(_job(folder, "ended"), folder / "ended", 2, status=1, seconds=60)
 
 
-def _kill_a_rank(job: Path, run: Path, step: int, status: int) -> str:
+def _kill_a_rank(job: Path, run: Path, step: int, *, status: int, seconds: float) -> str:
     process = _start_until(job, run, step)
     try:
         ranks = processes_naming(f"begin velocity.training.run {run}")
         assert len(ranks) == 2
         os.kill(max(ranks), signal.SIGKILL)
-        _, said = process.communicate(timeout=240)
+        _, said = process.communicate(timeout=seconds)
     finally:
         process.kill()
     assert process.returncode == status, said
